@@ -1,0 +1,30 @@
+"""Post-training of language models as a collection of PyTorch Lightning modules."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_posttrain.algos.grpo import GRPO
+    from lit_posttrain.data.prompts import PromptDataModule
+    from lit_posttrain.models.loading import Pretrained
+    from lit_posttrain.rewards.protocol import RewardFunctions
+    from lit_posttrain.rollout.sampling import Sampling
+
+__version__ = "0.1.0"
+
+__all__ = ["GRPO", "Pretrained", "PromptDataModule", "RewardFunctions", "Sampling", "__version__"]
+
+_HOME = {
+    "GRPO": "lit_posttrain.algos.grpo",
+    "Pretrained": "lit_posttrain.models.loading",
+    "PromptDataModule": "lit_posttrain.data.prompts",
+    "RewardFunctions": "lit_posttrain.rewards.protocol",
+    "Sampling": "lit_posttrain.rollout.sampling",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are loaded on first use: `import lit_posttrain` costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

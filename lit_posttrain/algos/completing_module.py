@@ -1,0 +1,159 @@
+"""A policy that completes prompts and is judged by it: validation and prediction."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lit_posttrain.algos.experience import Experience, PromptRow, check_prompt_lengths, collect
+from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicyModule, PolicySource
+from lit_posttrain.algos.validation_scores import ValidationScores
+from lit_posttrain.data.prompts import PromptDataModule
+from lit_posttrain.rewards.loading import load_function
+from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
+from lit_posttrain.rollout.counter_rng import sample_keys, stable_hash
+from lit_posttrain.rollout.sampling import Sampling
+
+VALIDATION_SEED = 0
+
+
+class CompletingModule(PolicyModule):
+    """Completes the prompts of a DataModule, greedily and by sampling, and scores the completions.
+
+    Args:
+        policy: see `PolicyModule`.
+        rewards: one reward function, several, or `RewardFunctions` where they have weights.
+        tokenizer: see `PolicyModule`.
+        scores: validation metrics by name, functions with the signature of a reward; None = those that the
+            `PromptDataModule` brings.
+        sampling: how completions are drawn.
+        generation_batch_size: completions decoded together, a knob of memory and speed; None = all.
+        val_samples: samples of each validation prompt, beside the greedy completion.
+        optimizer: see `PolicyModule`.
+        scheduler: see `PolicyModule`.
+        logits_chunk_size: see `PolicyModule`.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySource,
+        rewards: RewardFunctions | RewardFunction | Sequence[RewardFunction],
+        *,
+        tokenizer: PreTrainedTokenizerBase | None,
+        scores: Mapping[str, Callable[..., Any]] | None,
+        sampling: Sampling | Mapping[str, Any] | None,
+        generation_batch_size: int | None,
+        val_samples: int,
+        optimizer: MakeOptimizer | None,
+        scheduler: MakeScheduler | None,
+        logits_chunk_size: int,
+    ) -> None:
+        super().__init__(
+            policy, tokenizer=tokenizer, optimizer=optimizer, scheduler=scheduler, logits_chunk_size=logits_chunk_size
+        )
+        if val_samples < 1:
+            raise ValueError(
+                f"`val_samples` must be >= 1, got {val_samples}: it counts samples of a validation prompt."
+            )
+        if generation_batch_size is not None and generation_batch_size < 1:
+            raise ValueError(f"`generation_batch_size` must be >= 1 or None, got {generation_batch_size}.")
+        self.sampling = sampling if isinstance(sampling, Sampling) else Sampling(**(sampling or {}))
+        self.rewards = rewards if isinstance(rewards, RewardFunctions) else RewardFunctions(rewards)
+        self.generation_batch_size = generation_batch_size
+        self.val_samples = val_samples
+        self._given_scores = scores
+        self._scores: RewardFunctions | None = None
+        self._validation: ValidationScores | None = None
+
+    def setup(self, stage: str) -> None:
+        """Find the scores of validation."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        scores: Mapping[str, Any] = self._given_scores or {}
+        if self._given_scores is None and isinstance(datamodule, PromptDataModule):
+            scores = datamodule.scores
+        functions = {name: load_function(f) if isinstance(f, str) else f for name, f in scores.items()}
+        self._scores = RewardFunctions(list(functions.values())) if functions else None
+        self._validation = ValidationScores(list(functions), num_samples=self.val_samples)
+
+    def on_fit_start(self) -> None:
+        """Look for prompts that do not fit before anything long begins."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(datamodule, PromptDataModule):
+            check_prompt_lengths(datamodule, self.tokenizer, model=self.language_model, sampling=self.sampling)
+
+    def collect(
+        self, rows: Sequence[PromptRow], *, sampling: Sampling, num_samples: int, prompt_keys: Tensor, seed: int
+    ) -> Experience:
+        """Complete every prompt `num_samples` times; the random numbers are a function of key and seed.
+
+        Args:
+            rows: N prompts, at least one.
+            sampling: how tokens are drawn.
+            num_samples: completions of each prompt, G.
+            prompt_keys: what tells the prompts apart, (N,) int64.
+            seed: any integer.
+        """
+        return collect(
+            self.language_model,
+            self.tokenizer,
+            rows,
+            sampling=sampling,
+            num_samples=num_samples,
+            keys=sample_keys(prompt_keys, num_samples=num_samples, seed=seed),
+            batch_size=self.generation_batch_size,
+            forward_context=self.trainer.precision_plugin.forward_context,
+        )
+
+    def _complete(self, rows: list[PromptRow], *, sampling: Sampling, num_samples: int) -> Experience:
+        """With random numbers that depend on what the prompt says alone: the same in every run and at every step."""
+        keys = torch.tensor([stable_hash(row.get("prompt")) for row in rows])
+        return self.collect(rows, sampling=sampling, num_samples=num_samples, prompt_keys=keys, seed=VALIDATION_SEED)
+
+    def validation_step(self, rows: list[PromptRow], batch_idx: int) -> None:
+        """Complete prompts by sampling and, where there are scores, greedily too."""
+        assert self._validation is not None
+        if not rows:
+            return
+        sampled = self._complete(rows, sampling=self.sampling, num_samples=self.val_samples)
+        rewards = self.rewards.total(sampled.score(self.rewards))
+        greedy_scores = sampled_scores = None
+        if self._scores is not None:
+            greedy = self._complete(rows, sampling=replace(self.sampling, temperature=0.0), num_samples=1)
+            greedy_scores, sampled_scores = greedy.score(self._scores), sampled.score(self._scores)
+        self._validation.update(rewards=rewards, greedy_scores=greedy_scores, sampled_scores=sampled_scores)
+
+    def on_validation_epoch_end(self) -> None:
+        """Report on the axis of optimiser steps; before training only where all prompts were covered."""
+        assert self._validation is not None
+        metrics = self._validation.pop()
+        trainer = self.trainer
+        if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
+            return
+        self.log_dict(metrics, logger=False, batch_size=1)
+        self.log_now(metrics)
+
+    def log_now(self, metrics: dict[str, Tensor]) -> None:
+        """Hand metrics to the loggers at the number of optimiser steps done, which `self.log` does not."""
+        values = {name: value.item() for name, value in metrics.items()}
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.trainer.global_step)
+
+    def predict_step(self, rows: list[PromptRow], batch_idx: int) -> list[dict[str, Any]]:
+        """One sampled completion of each prompt: its row with `completion`, `reward` and `truncated`."""
+        if not rows:
+            return []
+        experience = self._complete(rows, sampling=self.sampling, num_samples=1)
+        columns = zip(
+            rows,
+            experience.completions,
+            self.rewards.total(experience.score(self.rewards)).tolist(),
+            experience.truncated.tolist(),
+            strict=True,
+        )
+        return [
+            {**row, "completion": completion, "reward": reward, "truncated": truncated}
+            for row, completion, reward, truncated in columns
+        ]

@@ -1,0 +1,58 @@
+"""What Hydra says of a mistyped override, with the name that was probably meant."""
+
+import difflib
+import re
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """' Did you mean `...`?', or nothing where no known name is similar."""
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f" Did you mean `{matches[0]}`?" if matches else ""
+
+
+def explain_composition_error(error: BaseException, arguments: list[str]) -> str:
+    """The message for a configuration that could not be composed."""
+    text = str(error)
+    missing_choice = re.search(r"Could not find '([^']+)'", text)
+    if missing_choice:
+        group, _, choice = missing_choice.group(1).rpartition("/")
+        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
+        listed = f" There are: {', '.join(options)}." if options else ""
+        return f"there is no `{group}={choice}`.{nearest(choice, options)}{listed}"
+    missing_group = re.search(r"Could not override '([^']+)'", text)
+    unknown = re.search(r"Key '([^']+)' is not in struct", text)
+    if missing_group:
+        name = missing_group.group(1)
+        return f"there is no option `{name}`.{nearest(name, _known_keys(arguments))} See `--cfg job` for all of them."
+    if unknown:
+        return f"there is no option `{unknown.group(1)}`.{nearest(unknown.group(1), _known_keys(arguments))}"
+    return text
+
+
+def _known_keys(arguments: list[str]) -> list[str]:
+    """Every dotted key of the configuration that the valid group choices among the arguments make."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import DictConfig, OmegaConf
+
+    choices = [a for a in arguments if re.fullmatch(r"[a-z_]+=[A-Za-z0-9_]+", a)]
+    GlobalHydra.instance().clear()
+    cfg: DictConfig | None = None
+    with initialize_config_module("lit_posttrain.conf", version_base="1.3"):
+        for overrides in (choices, []):
+            try:
+                cfg = compose("train", overrides)
+                break
+            except Exception:  # a choice is wrong too; the plain configuration still helps
+                continue
+    keys: list[str] = []
+
+    def walk(node: object, prefix: str) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                keys.append(f"{prefix}{key}")
+                walk(value, f"{prefix}{key}.")
+
+    if cfg is not None:
+        walk(OmegaConf.to_container(cfg, resolve=False), "")
+    return keys

@@ -1,0 +1,73 @@
+"""What a run leaves to be read by people and programs."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Trainer
+from omegaconf import DictConfig
+
+from lit_posttrain.algos.policy_module import PolicyModule
+from lit_posttrain.callbacks.metrics_history import MetricsHistory
+from lit_posttrain.models.fingerprint import weights_sha256
+
+PACKAGES = ("lit-posttrain", "torch", "lightning", "transformers", "hydra-core")
+
+
+def describe_run(
+    cfg: DictConfig, trainer: Trainer, module: PolicyModule, history: MetricsHistory, *, wall_s: float
+) -> dict[str, Any]:
+    """The content of `summary.json`; `metrics` has first, last and best of every metric of the run."""
+    return {
+        "algo": cfg.names.algo,
+        "model": cfg.names.model,
+        "data": cfg.names.data,
+        "seed": cfg.seed,
+        "steps": trainer.global_step,
+        "wall_s": round(wall_s, 2),
+        "device": _device(module),
+        "versions": _versions(),
+        "weights_sha256": weights_sha256(module.language_model),
+        "peak_memory_mb": _peak_memory_mb(module),
+        "throughput": {"tokens_per_s": history.metrics.get("throughput/tokens_per_s", {}).get("last")},
+        "metrics": dict(sorted(history.metrics.items())),
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".json.tmp")
+    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _device(module: PolicyModule) -> str:
+    if module.language_model.device.type == "cuda":
+        return torch.cuda.get_device_name(module.language_model.device)
+    return f"{module.language_model.device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            versions[package] = "not installed"
+    return versions
+
+
+def _peak_memory_mb(module: PolicyModule) -> float:
+    """Of the GPU where there is one, else of the process."""
+    device = module.language_model.device
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes on Linux, bytes on macOS
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

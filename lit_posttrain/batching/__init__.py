@@ -1,0 +1,16 @@
+"""Batch types, padding, and the planning of optimiser steps into micro-batches."""
+
+from lit_posttrain.batching.planned import PlannedRollout
+from lit_posttrain.batching.planning import in_batches, plan_steps
+from lit_posttrain.batching.tokens import MicroBatch, Rollout, TokenBatch, lengths_to_mask, pad_left
+
+__all__ = [
+    "MicroBatch",
+    "PlannedRollout",
+    "Rollout",
+    "TokenBatch",
+    "in_batches",
+    "lengths_to_mask",
+    "pad_left",
+    "plan_steps",
+]

@@ -1,0 +1,90 @@
+"""Every completion of every rollout, kept in a file."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+
+from lit_posttrain.callbacks.records import RecordsRollouts, RolloutRecord
+
+
+class CompletionsFile(Callback):
+    """Writes one JSON line for each completion: prompt, completion, each reward, advantage, length, step.
+
+    The length of the file is part of a checkpoint: a resumed run cuts off what was written after it, so that no
+    completion stands there twice.
+
+    Args:
+        path: the file; its folder is made when the first line is written.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._written: int | None = None  # index of the last rollout in the file
+        self._resume_at: int | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Cut the file back to where the checkpoint left it."""
+        if trainer.is_global_zero and self._resume_at is not None and self.path.is_file():
+            with self.path.open("r+b") as file:
+                file.truncate(min(self._resume_at, self.path.stat().st_size))
+        self._resume_at = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Write the rollout that the batch belongs to, once."""
+        if not isinstance(pl_module, RecordsRollouts) or pl_module.last_rollout is None:
+            return
+        record = pl_module.last_rollout
+        if record.index == self._written:
+            return
+        self._written = record.index
+        lines = _lines(record)
+        if trainer.world_size > 1:
+            ranks: list[Any] = [None] * trainer.world_size
+            dist.all_gather_object(ranks, lines)
+            lines = [line for rank in ranks for line in rank]
+        if trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Bytes in the file, and the last rollout in it."""
+        return {"bytes": self.path.stat().st_size if self.path.is_file() else 0, "rollout": self._written}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on behind what the checkpoint knows of."""
+        self._resume_at = state_dict["bytes"]
+        self._written = state_dict["rollout"]
+
+
+def _lines(record: RolloutRecord) -> list[dict[str, Any]]:
+    experience = record.experience
+    if experience is None:
+        return []
+    lengths = experience.tokens.completion_mask.sum(1).tolist()
+    return [
+        {
+            "step": record.step,
+            "rollout": record.index,
+            "prompt": experience.rows[i]["prompt"],
+            "completion": experience.completions[i],
+            "reward": _or_none(record.rewards[i].item()),
+            "rewards": {
+                name: _or_none(score)
+                for name, score in zip(record.reward_names, record.scores[i].tolist(), strict=True)
+            },
+            "advantage": record.advantages[i].item(),
+            "length": lengths[i],
+            "truncated": bool(experience.truncated[i]),
+        }
+        for i in range(len(experience.rows))
+    ]
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN; a reward that a function did not give is null."""
+    return None if math.isnan(value) else value

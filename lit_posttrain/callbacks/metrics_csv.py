@@ -1,0 +1,95 @@
+"""One table of all metrics with one row for each optimiser step."""
+
+import csv
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+FLUSH_EVERY_S = 5.0
+
+
+class MetricsCSV(Logger):
+    """Writes `metrics.csv`: a row is what was measured after so many optimiser steps, in the order of the steps.
+
+    Lightning's own `CSVLogger` gives every call a row of its own and deletes the file when a run is resumed. Here a row
+    is found by its step: values of one step come together, and a resumed run goes on in the table of the first, with no
+    row missing or doubled. The file is replaced whole and at once, so that it is never half-written.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self._rows: dict[int, dict[str, Any]] = {}
+        self._flushed_at = time.monotonic()
+
+    @property
+    def name(self) -> str:
+        """The kind of logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """There is one table in a run."""
+        return ""
+
+    @property
+    def root_dir(self) -> str:
+        """The folder of the table."""
+        return str(self.path.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run's config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Put the values into the row of their step."""
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        if values:
+            self._rows.setdefault(step or 0, {}).update(values)
+        if time.monotonic() - self._flushed_at > FLUSH_EVERY_S:
+            self.save()
+
+    def go_on_from(self, step: int) -> None:
+        """Take up what the file holds, but for later steps, which a run that resumes at `step` makes again."""
+        if self.path.is_file():
+            self._rows = {row: values for row, values in _read(self.path).items() if row <= step}
+
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """What a checkpoint has seen is in the table before a kill can come."""
+        self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the table."""
+        self._flushed_at = time.monotonic()
+        if not self._rows:
+            return
+        columns = sorted({name for values in self._rows.values() for name in values})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft = self.path.with_suffix(".csv.tmp")
+        with draft.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ["step", *columns])
+            writer.writeheader()
+            writer.writerows({"step": step, **self._rows[step]} for step in sorted(self._rows))
+        os.replace(draft, self.path)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        self.save()
+
+
+def _read(path: Path) -> dict[int, dict[str, Any]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {int(row["step"]): {name: v for name, v in row.items() if name != "step" and v != ""} for row in rows}

@@ -1,0 +1,106 @@
+"""Batches of prompts, the same ones on any number of ranks."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lit_posttrain.data.order import permutation
+
+
+class PromptLoader:
+    """This rank's share of each batch of prompts, as lists of rows.
+
+    A plain iterable and no `torch.utils.data.DataLoader`: there Lightning would put in a sampler of its own, which
+    deals prompts out by rank before they are batched. Here batch `i` is the same set of prompts on any number of ranks,
+    and rank r gets its rows r, r + world_size, ... The order is a function of the seed and the epoch alone.
+
+    Args:
+        rows: one dictionary per prompt.
+        batch_size: prompts in a batch, over all ranks; the last batch of an epoch may be smaller.
+        shuffle: whether each epoch has an order of its own.
+        seed: of the order.
+        rank: which share, from 0 to `world_size` - 1.
+        world_size: into how many shares a batch is dealt. With fewer prompts in a batch than ranks some are empty.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    >>> rows = [{"prompt": letter} for letter in "abcde"]
+    >>> [[row["prompt"] for row in batch] for batch in PromptLoader(rows, batch_size=3, shuffle=False, seed=0)]
+    [['a', 'b', 'c'], ['d', 'e']]
+    >>> second = PromptLoader(rows, batch_size=3, shuffle=False, seed=0, rank=1, world_size=2)
+    >>> [[row["prompt"] for row in batch] for batch in second]
+    [['b'], ['e']]
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[dict[str, Any]],
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be >= 1, got {batch_size}: it counts the prompts of a batch.")
+        if world_size < 1:
+            raise ValueError(f"`world_size` must be >= 1, got {world_size}.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"`rank` must be from 0 to `world_size` - 1 = {world_size - 1}, got {rank}.")
+        self.rows = rows
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Batches in an epoch, the same on all ranks."""
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        return self.batches()
+
+    @property
+    def sampler(self) -> PromptLoader:
+        """The loader itself: Lightning calls `set_epoch` on the `sampler` of a loader when an epoch begins."""
+        return self
+
+    @property
+    def batch_sampler(self) -> PromptLoader:
+        """The loader itself: Lightning expects this of whatever has a `sampler`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass; a pass that has begun keeps its own."""
+        self.epoch = epoch
+
+    def batches(self, start: int = 0) -> Iterator[list[dict[str, Any]]]:
+        """The batches of the current epoch from batch `start` on, so that a resumed run goes on where it stopped.
+
+        Args:
+            start: how many batches to leave out, from 0 to `len(self)`.
+
+        Returns:
+            An iterator over this rank's rows of each batch; copies, so that what a reward function does to a row does
+            not come back in the next epoch.
+
+        Raises:
+            ValueError: if `start` is out of its range.
+        """
+        if not 0 <= start <= len(self):
+            raise ValueError(f"`start` must be from 0 to the number of batches, {len(self)}, got {start}.")
+        count = len(self.rows)
+        order = permutation(count, seed=self.seed, epoch=self.epoch) if self.shuffle else list(range(count))
+        return self._deal(order, start)
+
+    def _deal(self, order: list[int], start: int) -> Iterator[list[dict[str, Any]]]:
+        for first in range(start * self.batch_size, len(order), self.batch_size):
+            batch = order[first : first + self.batch_size]
+            yield [copy.deepcopy(self.rows[index]) for index in batch[self.rank :: self.world_size]]

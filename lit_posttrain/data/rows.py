@@ -1,0 +1,168 @@
+"""Rows of data, whatever they come from: a file, a data set on the Hugging Face Hub, or memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lit_posttrain.data import row_files
+from lit_posttrain.data.hints import did_you_mean
+from lit_posttrain.data.order import permutation
+from lit_posttrain.data.row_hub import load_split
+
+Source = str | Path | Sequence[Mapping[str, Any]]
+
+
+@dataclass
+class Rows:
+    """Rows that know where they came from.
+
+    Attributes:
+        rows: a dictionary per row.
+        source: the file or data set; empty for rows made in memory.
+        numbers: the line (from 1) or the index (from 0) of each row in its source; None for 0, 1, 2, ...
+        by_line: whether `numbers` are lines.
+
+    >>> rows = Rows([{"prompt": "a"}, {"prompt": "b"}], source="prompts.jsonl", numbers=[1, 2], by_line=True)
+    >>> rows.where(1), rows[1]
+    ('prompts.jsonl:2', {'prompt': 'b'})
+    """
+
+    rows: list[dict[str, Any]] = field(repr=False)
+    source: str = ""
+    numbers: Sequence[int] | None = field(default=None, repr=False)
+    by_line: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.rows)
+
+    def where(self, index: int) -> str:
+        """Where row `index` is to be found, for an error message."""
+        number = index if self.numbers is None else self.numbers[index]
+        if self.by_line:
+            return f"{self.source}:{number}"
+        return f"row {number} of {self.source}" if self.source else f"row {number}"
+
+    def columns(self) -> list[str]:
+        """The names that occur in any row, in the order of their first occurrence."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
+
+    def select(self, indices: Iterable[int]) -> Rows:
+        """These rows in this order, still knowing where they came from."""
+        chosen = list(indices)
+        numbers = chosen if self.numbers is None else [self.numbers[index] for index in chosen]
+        return Rows([self.rows[index] for index in chosen], self.source, numbers, self.by_line)
+
+    def split(self, held_out: int | float, *, seed: int) -> tuple[Rows, Rows]:
+        """Hold out rows at random, the same ones for the same seed.
+
+        Args:
+            held_out: how many rows (an integer), or which fraction of them (a float from 0 to 1; at least one row
+                unless it is 0).
+            seed: which rows.
+
+        Returns:
+            The rows that remain and the rows held out, both in the order of the source.
+
+        Raises:
+            ValueError: if `held_out` is more than there is, or negative.
+        """
+        count = len(self)
+        if isinstance(held_out, float):
+            if not 0.0 <= held_out <= 1.0:
+                raise ValueError(f"`held_out` must be a fraction from 0 to 1 or a number of rows, got {held_out}.")
+            held_out = max(1, round(held_out * count)) if held_out > 0 else 0
+        if not 0 <= held_out <= count:
+            raise ValueError(f"`held_out` must be from 0 to the number of rows, {count}, got {held_out}.")
+        order = permutation(count, seed=seed)
+        return self.select(sorted(order[held_out:])), self.select(sorted(order[:held_out]))
+
+
+def load_rows(source: Source, *, split: str = "train", subset: str | None = None) -> Rows:
+    """Read all rows of a source.
+
+    Args:
+        source: a file (.jsonl; .json with one object per line or one list; .csv; .parquet), a folder of such files,
+            the name of a data set on the Hugging Face Hub, or the rows themselves.
+        split: which split of a data set or folder; also a part such as "train[:100]". A file has no splits.
+        subset: the configuration of a data set, such as "main".
+
+    Raises:
+        FileNotFoundError: if there is no such file, or the Hub cannot be reached and the data set is not cached.
+        TypeError: if the source is neither a path nor a list, or a row in memory is no mapping.
+        ValueError: if there are no rows, or something is wrong with them (with file and line).
+
+    >>> load_rows([{"prompt": "2 + 2 ="}]).where(0)
+    'row 0'
+    """
+    if isinstance(source, str | Path) and has_splits(source):
+        dataset = load_split(str(source), split=split, subset=subset)
+        rows = Rows(dataset.to_list(), f"{source} ({split})")
+    else:
+        if split != "train" or subset is not None:
+            raise ValueError(
+                f"`split` and `subset` are for data sets of the Hugging Face Hub, got {split!r} and {subset!r} with "
+                f"{source if isinstance(source, str | Path) else 'rows in memory'}: a file has no splits; "
+                "for validation give another file (`data.val_path=`) or hold rows out (`data.val_fraction=`)."
+            )
+        rows = _read_file(source) if isinstance(source, str | Path) else _copy_rows(source)
+    if len(rows) == 0:
+        raise ValueError(f"{rows.source or 'the list given'}: there are no rows; at least one is needed.")
+    return rows
+
+
+def has_splits(source: str | Path) -> bool:
+    """Whether `source` is a folder or a data set on the Hub, rather than a file."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return True
+    # A name on the Hub has at most one slash; a `Path`, and what begins like one, is meant to be a file.
+    looks_like_path = isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
+    return not (path.is_file() or path.suffix.lower() in READERS or looks_like_path)
+
+
+def _read_file(source: str | Path) -> Rows:
+    path = Path(source).expanduser()
+    if not path.is_file():
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise FileNotFoundError(f"`{source}` was not found: there is no folder {folder}.")
+        hint = did_you_mean(path.name, (entry.name for entry in folder.iterdir()))
+        raise FileNotFoundError(f"`{source}` was not found: there is no file {path.absolute()}.{hint}")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{source}: the extension must be one of {', '.join(READERS)}, got {path.suffix!r}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{source}: the file is empty; at least one row is needed.")
+    by_line = path.suffix.lower() != ".parquet"
+    if path.suffix.lower() == ".json" and row_files.read_text(path).lstrip().startswith("["):
+        reader, by_line = row_files.read_json_list, False
+    rows, numbers = reader(path)
+    return Rows(rows, str(source), numbers, by_line)
+
+
+def _copy_rows(source: Sequence[Mapping[str, Any]]) -> Rows:
+    if not isinstance(source, Iterable):
+        raise TypeError(f"the source of rows must be a path, a name or a list of mappings, got {source!r}.")
+    rows = []
+    for index, row in enumerate(source):
+        if not isinstance(row, Mapping):
+            raise TypeError(f"row {index} must be a mapping from column to value, got {type(row).__name__}.")
+        rows.append(dict(row))
+    return Rows(rows)
+
+
+READERS: dict[str, Callable[[Path], row_files.NumberedRows]] = {
+    ".jsonl": row_files.read_jsonl,
+    ".json": row_files.read_jsonl,
+    ".csv": row_files.read_csv,
+    ".parquet": row_files.read_parquet,
+}

@@ -1,0 +1,122 @@
+"""Rewards of completions compared with each other."""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lit_posttrain.functional.masking import masked_var
+
+Baseline = Literal["mean", "leave_one_out"]
+AdvantageScale = Literal["group", "batch", "none"]
+
+
+def group_advantages(
+    rewards: Tensor,
+    *,
+    group_size: int,
+    baseline: Baseline = "mean",
+    scale: AdvantageScale = "group",
+    eps: float = 1e-4,
+) -> Tensor:
+    """How much better each completion is than the others of its prompt: (r - baseline) / (std + eps).
+
+    "mean" with "group" is GRPO (arXiv:2402.03300, section 4.1.2), "mean" with "none" is Dr. GRPO (arXiv:2503.20783),
+    "leave_one_out" with "none" is RLOO (arXiv:2402.14740): the baseline of a completion is the mean of the *others*,
+    so that A = G / (G - 1) (r - mean).
+
+    Differs from the papers: the standard deviation has G - 1 in the denominator (ddof 1) and `eps` beside it, as in
+    the common implementations. A reward that is not finite (NaN: could not be scored) is left out of mean and
+    standard deviation and has advantage 0, as has a reward that is alone in its group.
+
+    Args:
+        rewards: shape [B], B = prompts x `group_size`, the completions of a prompt contiguous; integers become float32.
+        group_size: G, completions per prompt.
+        baseline: what is subtracted.
+        scale: "group" divides by the standard deviation of the group's rewards, "batch" by that of all rewards
+            given (before any baseline), "none" does not divide.
+        eps: added to the standard deviation, in units of reward.
+
+    Returns:
+        Shape [B], detached. Exactly 0 for a group of equal rewards.
+
+    Raises:
+        ValueError: if `group_size` is below 2 or does not divide B, `rewards` is not [B], `eps` is not positive, or
+            `baseline` or `scale` is unknown.
+
+    Example:
+        >>> group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), group_size=4)
+        tensor([ 1.4997, -0.4999, -0.4999, -0.4999])
+        >>> group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), group_size=4, baseline="leave_one_out", scale="none")
+        tensor([ 1.0000, -0.3333, -0.3333, -0.3333])
+    """
+    _check_arguments(rewards, group_size, baseline, scale, eps)
+    rewards = rewards.detach().to(torch.promote_types(rewards.dtype, torch.float32))
+    grouped = rewards.reshape(len(rewards) // group_size, group_size)  # [B / G, G]
+    scorable = grouped.isfinite()
+    count = scorable.sum(dim=1, keepdim=True)
+
+    # Measured from the group's best: equal rewards are then exact zeros, and so is their mean, in any precision.
+    best = torch.where(scorable, grouped, -torch.inf).amax(dim=1, keepdim=True)
+    shifted = torch.where(scorable, grouped - best, 0)
+    mean = shifted.sum(dim=1, keepdim=True) / count.clamp(min=1)
+    centred = torch.where(scorable, shifted - mean, 0)
+
+    advantages = centred
+    if baseline == "leave_one_out":
+        advantages = centred * count / (count - 1).clamp(min=1)
+    if scale == "group":
+        variance = centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
+        advantages = advantages / (variance.sqrt() + eps)
+    elif scale == "batch":
+        advantages = advantages / (masked_var(grouped, scorable, unbiased=True).sqrt() + eps)
+    return advantages.reshape(-1)
+
+
+def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:
+    """What to add to the reward of a long completion: 0 up to `max_length - buffer`, then linear down to -`factor`.
+
+    DAPO's soft overlong punishment (arXiv:2503.14476, eq. 13). Differs from the paper: `factor` scales it.
+
+    Args:
+        lengths: completion lengths in tokens, shape [B].
+        max_length: where the penalty reaches -`factor`, in tokens.
+        buffer: over how many tokens it builds up.
+        factor: the largest penalty, in units of reward.
+
+    Returns:
+        Shape [B], in [-factor, 0].
+
+    Raises:
+        ValueError: if `buffer` is not in 1..`max_length`, or `factor` is negative.
+
+    Example:
+        >>> overlong_penalty(torch.tensor([6, 8, 10]), max_length=10, buffer=4)
+        tensor([ 0.0000, -0.5000, -1.0000])
+    """
+    if not 1 <= buffer <= max_length:
+        raise ValueError(
+            f"`buffer` must be in 1..max_length ({max_length}), got {buffer}: the penalty builds up over the last "
+            "`buffer` tokens."
+        )
+    if not factor >= 0:
+        raise ValueError(f"`factor` must be >= 0, got {factor}: it is the size of the penalty, subtracted here.")
+    return factor * ((max_length - buffer - lengths) / buffer).clamp(min=-1, max=0)
+
+
+def _check_arguments(rewards: Tensor, group_size: int, baseline: str, scale: str, eps: float) -> None:
+    if group_size < 2:
+        raise ValueError(f"`group_size` must be >= 2, got {group_size}: the completions of one prompt are compared.")
+    if rewards.dim() != 1:
+        raise ValueError(f"`rewards` must have shape [B], got {tuple(rewards.shape)}: one number per completion.")
+    if len(rewards) % group_size != 0:
+        raise ValueError(
+            f"`group_size` must divide the number of rewards, got {group_size} and {len(rewards)}: "
+            "groups are contiguous and complete; mark what could not be scored with NaN."
+        )
+    if baseline not in get_args(Baseline):
+        raise ValueError(f"`baseline` must be one of {', '.join(get_args(Baseline))}, got {baseline!r}.")
+    if scale not in get_args(AdvantageScale):
+        raise ValueError(f"`scale` must be one of {', '.join(get_args(AdvantageScale))}, got {scale!r}.")
+    if not eps > 0:
+        raise ValueError(f"`eps` must be > 0, got {eps}: equal rewards have a standard deviation of 0.")

@@ -1,0 +1,67 @@
+"""Whether the Hugging Face Hub can be asked at all, found out once and quickly."""
+
+import functools
+import logging
+import os
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+PROBE_TIMEOUT_S = 5.0
+
+
+@functools.cache
+def hub_is_reachable() -> bool:
+    """One short request to the Hub; the answer holds for the process.
+
+    Left to itself `from_pretrained` retries for most of a minute before it gives up without a network.
+    `HF_HUB_OFFLINE=1` answers without a request; proxies and `HF_ENDPOINT` are honoured, since the request goes
+    through `huggingface_hub`'s own session.
+    """
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PROBE_TIMEOUT_S)
+    except Exception as error:  # whatever the HTTP library raises, the answer is the same
+        log.info("%s cannot be reached (%s): using local files only", constants.ENDPOINT, error)
+        return False
+    return True
+
+
+def resolve_folder(path: str) -> tuple[str, bool]:
+    """Where to load `path` from: a local folder, the cache, or the Hub.
+
+    Args:
+        path: a folder, or the name of a repository on the Hub such as "gpt2".
+
+    Returns:
+        What to pass to `from_pretrained`, and its `local_files_only`.
+
+    Raises:
+        FileNotFoundError: if it is no folder, not in the local cache, and the Hub cannot be reached.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"`{path}` is a folder without a config.json, so it is no Hugging Face model. "
+                "Point `model.path` at a folder written by `save_pretrained`, or at the export/ folder of a run."
+            )
+        return str(folder), True
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise FileNotFoundError(f"there is no folder `{path}` (looked at {folder.resolve()}); check `model.path`.")
+    if hub_is_reachable():
+        return path, False
+    if isinstance(try_to_load_from_cache(path, "config.json"), str):
+        return path, True
+    offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
+    raise FileNotFoundError(
+        f"the model `{path}` is not in the local cache ({constants.HF_HUB_CACHE}) and {offline}. "
+        f"Either run `hf download {path}` where there is a network and set HF_HOME to that cache, "
+        f"or use a local folder: `model=local model.path=/a/folder`, or the built-in `model=tiny`."
+        + (f" (HF_HOME is {os.environ['HF_HOME']})" if "HF_HOME" in os.environ else "")
+    )

@@ -1,0 +1,116 @@
+"""Policies and tokenizers by name or path, loaded when they are asked for and not before."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_posttrain.models.hub import resolve_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUILT_IN = {"tiny": Path(__file__).parent / "tiny"}
+DTYPES = ("float32", "bfloat16", "float64", "auto")
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A Hugging Face model that is not loaded yet.
+
+    Args:
+        path: a folder written by `save_pretrained`, a repository on the Hub, or "tiny", which comes with the package.
+        dtype: of the weights; "auto" takes that of the folder. Keep float32 to train: an update of a bfloat16 weight at
+            the usual learning rates is below its resolution. For bf16 compute use `trainer.precision=bf16-mixed`.
+        attention: the attention implementation; None = what transformers chooses for the model.
+        gradient_checkpointing: recompute activations in backward: less memory, more time, the same result.
+        random_init: the architecture with fresh weights instead of the stored ones.
+        seed: of the fresh weights.
+        tokenizer: another folder or repository to take the tokenizer from; None = `path`.
+
+    Raises:
+        ValueError: if `dtype` or `attention` is none of the names above.
+    """
+
+    path: str
+    dtype: str = "float32"
+    attention: str | None = None
+    gradient_checkpointing: bool = False
+    random_init: bool = False
+    seed: int = 0
+    tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ValueError("`model.path` is empty: give a folder or the name of a repository on the Hub.")
+        if self.dtype not in DTYPES:
+            reason = " (AdamW in float16 ends in NaN)" if self.dtype == "float16" else ""
+            raise ValueError(f"`model.dtype` must be one of {', '.join(DTYPES)}, got `{self.dtype}`{reason}.")
+        if self.attention is not None and self.attention not in ATTENTION:
+            raise ValueError(
+                f"`model.attention` must be one of {', '.join(ATTENTION)} or null, got `{self.attention}`."
+            )
+
+    def load(self) -> "PreTrainedModel":
+        """The model, in eval mode, on the CPU.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
+        """
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        folder, local = self._folder(self.path)
+        if self.random_init:
+            config = AutoConfig.from_pretrained(folder, local_files_only=local)
+            dtype = config.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
+            model.eval()
+        else:
+            self.check()
+            dtype = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, attn_implementation=self.attention, local_files_only=local
+            )
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return model
+
+    def load_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The tokenizer that lies beside the model.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
+        """
+        from transformers import AutoTokenizer
+
+        folder, local = self._folder(self.tokenizer or self.path)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=local)
+
+    def check(self) -> None:
+        """Find out without loading weights whether `load` can work.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
+            ValueError: if it is no causal language model.
+        """
+        from transformers import AutoConfig
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        folder, local = self._folder(self.path)
+        config = AutoConfig.from_pretrained(folder, local_files_only=local)
+        if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise ValueError(
+                f"`{self.path}` holds a {config.model_type} model, which is no causal language model; "
+                "a policy must write text. Check `model.path`."
+            )
+
+    def _folder(self, path: str) -> tuple[str, bool]:
+        return (str(BUILT_IN[path]), True) if path in BUILT_IN else resolve_folder(path)
+
+
+def as_pretrained(policy: Any) -> Any:
+    """A name or path as a `Pretrained`; anything else (a model, a factory) as it is."""
+    return Pretrained(str(policy)) if isinstance(policy, str | Path) else policy

@@ -1,0 +1,147 @@
+"""A causal language model as a policy: log-probs of given completions without the [B, T, V] logits."""
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from lit_posttrain.functional import token_entropy, token_logprobs
+from lit_posttrain.models.head import OutputHead
+
+
+class TokenStatistics(NamedTuple):
+    """What a policy says of every completion token, (B, C) each, 0 where the mask is False.
+
+    Attributes:
+        logprobs: log-probability of the token that was taken, in nats.
+        entropy: entropy of the distribution that it was taken from, in nats.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+
+
+class Policy(nn.Module):
+    """Wraps a `transformers` causal language model so that its forward gives log-probs of completions.
+
+    The trunk runs once; the output head only at the positions that count, `chunk_size` of them at a time, and again
+    in backward instead of keeping its logits. Trunk and head are both called from inside this module's forward, the
+    root that a sharding strategy wraps.
+
+    Dropout is switched off: with it a fresh policy would differ from itself (ratio != 1, KL != 0).
+
+    Args:
+        model: a causal language model.
+        chunk_size: positions whose logits exist at the same time; bounds memory, does not change the result.
+
+    Raises:
+        ValueError: if `chunk_size` < 1.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, chunk_size: int = 512) -> None:
+        super().__init__()
+        if chunk_size < 1:
+            raise ValueError(f"`chunk_size` must be >= 1, got {chunk_size}: it counts positions.")
+        self.model = model
+        self.chunk_size = chunk_size
+        disable_dropout(model)
+        self._head = OutputHead.of(model)
+        if self._head is None:
+            warnings.warn(
+                f"{type(model).__name__} computes its logits in a way that is not known here: log-probs go through the "
+                "model's own logits, which need memory for all of them.",
+                stacklevel=2,
+            )
+
+    def forward(
+        self,
+        *,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        loss_mask: Tensor,
+        temperature: float = 1.0,
+        entropy_gradient: bool = False,
+    ) -> TokenStatistics:
+        """Log-probs and entropies of the completion tokens given all before them.
+
+        The logits at position i speak of token i + 1: with p prompt tokens in a row, those of its completion token t
+        are read at p - 1 + t.
+
+        Args:
+            prompt_ids: (B, P), left-padded.
+            prompt_mask: (B, P).
+            completion_ids: (B, C), right-padded.
+            completion_mask: (B, C).
+            loss_mask: (B, C), where log-probs are wanted.
+            temperature: that of the sampler; divides the logits.
+            entropy_gradient: whether gradients flow through the entropy.
+        """
+        wanted = loss_mask.clone()
+        wanted[0, 0] |= ~loss_mask.any()  # a fully masked batch still runs the head: every parameter gets a gradient
+        rows, tokens = wanted.nonzero(as_tuple=True)
+        predictors = prompt_mask.sum(1)[rows] - 1 + tokens  # in the row without its left padding
+        inputs = _without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
+        if self._head is None:
+            hidden = self.model(**inputs).logits[rows, predictors]
+        else:
+            hidden = self.model.base_model(**inputs)[0][rows, predictors]
+
+        token_ids = completion_ids[wanted]
+        parts = [
+            checkpoint(
+                self._statistics,
+                states,
+                ids,
+                temperature,
+                entropy_gradient,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for states, ids in zip(hidden.split(self.chunk_size), token_ids.split(self.chunk_size), strict=True)
+        ]
+        logprobs, entropy = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        empty = logprobs.new_zeros(loss_mask.shape)
+        return TokenStatistics(empty.masked_scatter(wanted, logprobs), empty.masked_scatter(wanted, entropy))
+
+    def _statistics(
+        self, hidden: Tensor, token_ids: Tensor, temperature: float, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        logits = hidden if self._head is None else self._head(self.model, hidden)
+        logprobs = token_logprobs(logits, token_ids, temperature=temperature)
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            entropy = token_entropy(logits, temperature=temperature)
+        return logprobs, entropy
+
+
+def _without_left_padding(
+    prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+) -> dict[str, Any]:
+    """Move every row to the left, so that all padding is on its right.
+
+        O O I I I R R O          I I I R R O
+        O I I I I R R R    ->    I I I I R R R
+
+    There a causal model never looks at it: no mask is needed, which lets attention take its fast path, positions count
+    from 0, and no query is without a key. Returned as the arguments of a transformers model.
+    """
+    ids = torch.cat([prompt_ids, completion_ids], dim=1)
+    length = int((prompt_mask.sum(1) + completion_mask.sum(1)).max())
+    positions = torch.arange(max(1, length), device=ids.device).expand(len(ids), -1)
+    left_padding = prompt_ids.shape[1] - prompt_mask.sum(1, keepdim=True)
+    source = (positions + left_padding).clamp(max=ids.shape[1] - 1)
+    return {"input_ids": ids.gather(1, source), "attention_mask": None, "position_ids": positions, "use_cache": False}
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability in the module tree to 0, in modules and in plain attributes."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)

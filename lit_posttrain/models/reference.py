@@ -1,0 +1,47 @@
+"""The frozen reference policy of a KL term."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from lit_posttrain.models.policy import Policy
+
+
+class FrozenReference:
+    """A copy of the policy as it was in the beginning.
+
+    Not an `nn.Module`, so that it stays out of the state dict, the optimiser and the buckets of DDP. Made from the
+    initial weights, before a checkpoint is restored: a resumed run has the reference that the first one had.
+
+    Args:
+        policy: the policy with its initial weights; copied.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
+
+    def to(self, device: torch.device) -> None:
+        """Move the copy to where the policy is."""
+        self.policy.to(device)
+
+    @torch.no_grad()
+    def logprobs(
+        self,
+        *,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        loss_mask: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        """Log-probs of the completion tokens under the reference, (B, C); arguments as in `Policy.forward`."""
+        return self.policy(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            completion_ids=completion_ids,
+            completion_mask=completion_mask,
+            loss_mask=loss_mask,
+            temperature=temperature,
+        ).logprobs

@@ -1,0 +1,205 @@
+"""Rollouts as data: a training loader that turns prompt batches into the micro-batches of optimiser steps."""
+
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.distributed as dist
+from lightning import Trainer
+
+from lit_posttrain.batching import MicroBatch, PlannedRollout
+from lit_posttrain.rollout.counter_rng import stable_hash
+
+PromptBatch = list[dict[str, Any]]
+
+
+class RolloutMaker(Protocol):
+    """What the loader asks of a module."""
+
+    seed: int
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps that are made of one rollout."""
+
+    def make_rollout(self, rows: PromptBatch, index: int) -> PlannedRollout:
+        """Complete, score and plan this rank's prompts of the `index`-th rollout of the run."""
+
+
+@runtime_checkable
+class StartsAnywhere(Protocol):
+    """A prompt loader that can begin an epoch at a given batch without making those before it."""
+
+    def batches(self, start: int) -> Iterator[PromptBatch]:
+        """The batches of the current epoch from number `start` on."""
+
+
+@runtime_checkable
+class KnowsItsEpoch(Protocol):
+    """A loader or sampler whose order depends on the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before an epoch."""
+
+
+class RolloutLoader:
+    """Pulls a prompt batch, lets the module make a rollout of it, gives out its micro-batches; then the next.
+
+    Its length is exact, since only then Lightning does not fetch ahead, which would sample a rollout before the last
+    update on the one before. An epoch is one pass over the prompts, or as many steps as `max_steps` leaves. Under the
+    same seed the order of a stock shuffling `DataLoader` is a function of the epoch too, and not of the global random
+    numbers, so that a resumed run sees the same prompts.
+
+    Args:
+        prompts: gives lists of row dictionaries, this rank's part of a prompt batch each. Without a length it may go on
+            for ever, and the Trainer needs `max_steps`.
+        maker: the module.
+        trainer: its Trainer.
+
+    Raises:
+        ValueError: if neither the prompts nor `max_steps` bound an epoch, or there are no prompts.
+    """
+
+    def __init__(self, prompts: Iterable[PromptBatch], maker: RolloutMaker, trainer: Trainer) -> None:
+        self._prompts = prompts
+        self._maker = maker
+        self._trainer = trainer
+        self._micro_batches = maker.steps_per_rollout * trainer.accumulate_grad_batches
+        self._resume: dict[str, Any] | None = None
+        self._epoch_start_step = trainer.global_step
+        self._rollouts_made = 0
+        self._position = 0  # micro-batches given out in this epoch
+        self._current: PlannedRollout | None = None
+        if isinstance(prompts, Sized) and len(prompts) == 0:
+            raise ValueError("there are no prompts to train on: the training prompt loader is empty.")
+        if not isinstance(prompts, Sized) and trainer.max_steps < 0:
+            raise ValueError("prompts without a length need `trainer.max_steps`: nothing else says when to stop.")
+
+    @property
+    def sampler(self) -> KnowsItsEpoch | None:
+        """What Lightning tells the epoch to; the loader has no `dataset`, since it is not one to shard again."""
+        if isinstance(self._prompts, KnowsItsEpoch):
+            return self._prompts
+        sampler = getattr(self._prompts, "sampler", None)  # of a stock DataLoader
+        return sampler if isinstance(sampler, KnowsItsEpoch) else None
+
+    def __len__(self) -> int:
+        """Micro-batches of the epoch."""
+        start = self._epoch_start_step if self._resume is None else self._resume["epoch_start_step"]
+        limits = []
+        if self._trainer.max_steps >= 0:
+            limits.append(max(0, self._trainer.max_steps - start) * self._trainer.accumulate_grad_batches)
+        if isinstance(self._prompts, Sized):
+            limits.append(len(self._prompts) * self._micro_batches)
+        return min(limits)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        """The micro-batches of one epoch, from where a checkpoint left off."""
+        self._begin_epoch()
+        self._check_ranks_agree()
+        length = len(self)
+        prompts = self._prompt_batches(start=-(-self._position // self._micro_batches))
+        while self._position < length:
+            number = self._position % self._micro_batches
+            if number == 0:
+                rows = next(prompts, None)
+                if rows is None:
+                    return
+                self._current = self._maker.make_rollout(rows, self._rollouts_made)
+                self._rollouts_made += 1
+            assert self._current is not None  # a position inside a rollout comes with its rollout
+            self._position += 1
+            yield self._current.micro_batch(number)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the data and the rollout that is being used, of all ranks; Lightning stores it."""
+        progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
+        fetched_not_used = progress.ready - progress.processed  # a batch that an exception interrupted comes again
+        position = self._position - fetched_not_used
+        inside = position % self._micro_batches != 0
+        state = {
+            "epoch": self._trainer.current_epoch,
+            "epoch_start_step": self._epoch_start_step,
+            "rollouts_made": -(-position // self._micro_batches) + self._rollouts_before_epoch,
+            "position": position,
+            "micro_batches": self._micro_batches,
+            "current": self._current.state_dict() if inside and self._current is not None else None,
+        }
+        if self._trainer.world_size == 1:
+            return {"ranks": [state]}
+        ranks: list[Any] = [None] * self._trainer.world_size
+        dist.all_gather_object(ranks, state)
+        return {"ranks": ranks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there at the next iteration.
+
+        Raises:
+            ValueError: if the number of ranks or of micro-batches in a rollout has changed in the middle of a rollout.
+        """
+        ranks = state["ranks"]
+        own = ranks[self._trainer.global_rank if len(ranks) == self._trainer.world_size else 0]
+        if own["current"] is not None:
+            if len(ranks) != self._trainer.world_size:
+                raise ValueError(
+                    f"the checkpoint was made in the middle of a rollout by {len(ranks)} processes, this run has "
+                    f"{self._trainer.world_size}: resume with as many, or from a checkpoint between two rollouts."
+                )
+            if own["micro_batches"] != self._micro_batches:
+                raise ValueError(
+                    f"the checkpoint was made in the middle of a rollout of {own['micro_batches']} micro-batches, this "
+                    f"run's have {self._micro_batches}: resume with the same `num_epochs`, `num_minibatches` and "
+                    "`accumulate_grad_batches`, or from a checkpoint between two rollouts."
+                )
+        self._resume = own
+
+    @property
+    def _rollouts_before_epoch(self) -> int:
+        return self._rollouts_made - -(-self._position // self._micro_batches)
+
+    def _begin_epoch(self) -> None:
+        resume, self._resume = self._resume, None
+        self._position = 0
+        self._current = None
+        self._epoch_start_step = self._trainer.global_step
+        if resume is None:
+            return
+        self._rollouts_made = resume["rollouts_made"]
+        if resume["epoch"] == self._trainer.current_epoch:
+            rollouts, inside = divmod(resume["position"], resume["micro_batches"])
+            self._position = rollouts * self._micro_batches + inside
+            self._epoch_start_step = resume["epoch_start_step"]
+            if resume["current"] is not None:
+                self._current = PlannedRollout.from_state_dict(resume["current"])
+
+    def _prompt_batches(self, *, start: int) -> Iterator[PromptBatch]:
+        if isinstance(self._prompts, StartsAnywhere):
+            return self._prompts.batches(start)
+        return self._seeded(start)
+
+    def _seeded(self, start: int) -> Iterator[PromptBatch]:
+        """Iterate a foreign loader so that whatever it draws at its start depends on the seed and the epoch only."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stable_hash("prompts", self._maker.seed, self._trainer.current_epoch))
+            batches = iter(self._prompts)
+            first = next(batches, None)
+        for number, rows in enumerate(_chain(first, batches)):
+            if number >= start:
+                yield rows
+
+    def _check_ranks_agree(self) -> None:
+        """Unequal lengths would leave some ranks waiting for ever in a collective."""
+        if self._trainer.world_size == 1:
+            return
+        lengths: list[Any] = [None] * self._trainer.world_size
+        dist.all_gather_object(lengths, len(self))
+        if len(set(lengths)) > 1:
+            raise ValueError(
+                f"the ranks have unequal numbers of micro-batches ({lengths}): give every rank as many prompt batches."
+            )
+
+
+def _chain(first: PromptBatch | None, rest: Iterator[PromptBatch]) -> Iterator[PromptBatch]:
+    if first is not None:
+        yield first
+        yield from rest

@@ -1,0 +1,1 @@
+"""The embedded tasks: their states, texts, exact solutions and scores. Standard library only."""

@@ -1,0 +1,129 @@
+"""A grid with walls, a start and a goal, and its exact solution."""
+
+from collections import deque
+from dataclasses import dataclass
+from functools import cached_property
+
+from lit_posttrain.tasks.gridworld_text import (
+    MOVES,
+    Cell,
+    PromptFields,
+    cell_name,
+    check_size,
+    parse_prompt,
+    prompt_text,
+    reading_order,
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One task: walk from the start to the goal. Every instance has a solution.
+
+    Args:
+        width: number of columns, 2 to 8.
+        height: number of rows, 2 to 8.
+        walls: cells that cannot be entered; a cell is (column, row), both from 0.
+        start: where the path begins.
+        goal: where it must end; not the start.
+
+    Raises:
+        ValueError: if a size is out of range, a cell lies outside the grid, the start or the goal is a wall, they are
+            the same cell, or the walls cut them off from each other.
+
+    >>> grid = Grid(3, 2, frozenset({(1, 0)}), start=(0, 0), goal=(2, 0))
+    >>> grid.shortest, grid.prompt()
+    (4, 'grid 3 2 walls b1 start a1 goal c1 path')
+    >>> grid.values()[(1, 1)]
+    -2
+    """
+
+    width: int
+    height: int
+    walls: frozenset[Cell]
+    start: Cell
+    goal: Cell
+
+    def __post_init__(self) -> None:
+        check_size(self.width, self.height)
+        for wall in sorted(self.walls, key=reading_order):
+            self._check_inside(wall, role="walls")
+        for role, cell in (("start", self.start), ("goal", self.goal)):
+            self._check_inside(cell, role=role)
+            if cell in self.walls:
+                raise ValueError(f"`{role}` must be a free cell, got {cell_name(cell)}, which is a wall.")
+        if self.start == self.goal:
+            raise ValueError(f"`goal` must differ from `start`, got {cell_name(self.goal)} for both: no path to write.")
+        if self.start not in self._distances:
+            raise ValueError(
+                f"`goal` must be reachable, got {cell_name(self.goal)}: walls cut it off from {cell_name(self.start)}."
+            )
+
+    @classmethod
+    def from_prompt(cls, text: str) -> "Grid":
+        """Read a grid from the text of `prompt`, its inverse.
+
+        Raises:
+            ValueError: if the words do not follow the layout of a prompt, or the grid that they say is none.
+        """
+        return cls(*parse_prompt(text))
+
+    def prompt(self) -> str:
+        """Write the grid as prompt text, walls in reading order."""
+        return prompt_text(PromptFields(self.width, self.height, self.walls, self.start, self.goal))
+
+    def neighbours(self, cell: Cell) -> dict[str, Cell]:
+        """Return the legal moves from a cell and the cell that each enters."""
+        return legal_moves(cell, width=self.width, height=self.height, walls=self.walls)
+
+    def distances(self) -> dict[Cell, int]:
+        """Return the number of moves to the goal, for every free cell from which it can be reached."""
+        return dict(self._distances)
+
+    def values(self) -> dict[Cell, int]:
+        """Return V* with −1 per move, no discount: the best neighbour's value − 1, and 0 at the goal."""
+        return {cell: -distance for cell, distance in self._distances.items()}
+
+    @property
+    def shortest(self) -> int:
+        """Number of moves of a shortest path from the start to the goal."""
+        return self._distances[self.start]
+
+    @cached_property
+    def _distances(self) -> dict[Cell, int]:
+        return moves_to_goal(self.goal, width=self.width, height=self.height, walls=self.walls)
+
+    def _check_inside(self, cell: Cell, *, role: str) -> None:
+        column, row = cell
+        if not (0 <= column < self.width and 0 <= row < self.height):
+            raise ValueError(
+                f"`{role}` must lie inside the grid of {self.width} columns and {self.height} rows, "
+                f"got (column {column}, row {row}), counted from 0."
+            )
+
+
+def legal_moves(cell: Cell, *, width: int, height: int, walls: frozenset[Cell]) -> dict[str, Cell]:
+    """Return the moves that stay on the grid and enter no wall, each with the cell it enters, in the order of MOVES."""
+    column, row = cell
+    entered = {name: (column + across, row + along) for name, (across, along) in MOVES.items()}
+    return {
+        name: (column, row)
+        for name, (column, row) in entered.items()
+        if 0 <= column < width and 0 <= row < height and (column, row) not in walls
+    }
+
+
+def moves_to_goal(goal: Cell, *, width: int, height: int, walls: frozenset[Cell]) -> dict[Cell, int]:
+    """Count the moves to the goal from every cell that reaches it, breadth first from the goal.
+
+    With equal costs this visits cells in the order in which dynamic programming settles their values.
+    """
+    distances = {goal: 0}
+    frontier = deque([goal])
+    while frontier:
+        cell = frontier.popleft()
+        for neighbour in legal_moves(cell, width=width, height=height, walls=walls).values():
+            if neighbour not in distances:
+                distances[neighbour] = distances[cell] + 1
+                frontier.append(neighbour)
+    return distances

@@ -1,0 +1,157 @@
+"""The decode loop against `model.generate`, and what must not change with the batch."""
+
+import pytest
+import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from lit_posttrain.rollout.counter_rng import sample_keys, stable_hash, uniforms
+from lit_posttrain.rollout.sampler import sample_completions
+from lit_posttrain.rollout.sampling import Sampling, pick_tokens
+from tests.conftest import EOS, FAMILIES
+
+PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [12, 13]]
+
+
+def sample(model, *, num_samples=1, seed=0, batch_size=None, prompts=PROMPTS, eos_ids=(EOS,), **settings):
+    keys = sample_keys(torch.arange(len(prompts)), num_samples=num_samples, seed=seed)
+    sampling = Sampling(**{"max_new_tokens": 12, **settings})
+    return sample_completions(
+        model,
+        prompts,
+        sampling=sampling,
+        num_samples=num_samples,
+        keys=keys,
+        eos_ids=eos_ids,
+        pad_id=0,
+        batch_size=batch_size,
+    )
+
+
+def rows(completions):
+    mask = completions.tokens.completion_mask
+    return [ids[m].tolist() for ids, m in zip(completions.tokens.completion_ids, mask, strict=True)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_generate(make_model, family):
+    lengths = set()
+    for seed in range(4):
+        model = make_model(family, seed=seed)
+        completions = sample(model, temperature=0.0, eos_ids=(1, 20, 30))
+        for index, prompt in enumerate(PROMPTS):
+            want = model.generate(
+                torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=[1, 20, 30], pad_token_id=0
+            )
+            got = rows(completions)[index]
+            assert got == want[0, len(prompt) :].tolist()
+            assert bool(completions.truncated[index]) == (got[-1] not in (1, 20, 30))
+            lengths.add(len(got))
+    assert len(lengths) > 1  # some ended early, so that rows did leave the batch
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_sampled_does_not_depend_on_the_batch(make_model, family):
+    model = make_model(family, scale=2.0)
+    whole = rows(sample(model, num_samples=3))
+    assert rows(sample(model, num_samples=3, batch_size=3)) == whole
+    assert rows(sample(model, num_samples=3, batch_size=7)) == whole
+    alone = sample_completions(
+        model,
+        [PROMPTS[2]],
+        sampling=Sampling(max_new_tokens=12),
+        num_samples=1,
+        keys=sample_keys(torch.arange(4), num_samples=3, seed=0)[7:8],
+        eos_ids=(EOS,),
+        pad_id=0,
+    )
+    assert rows(alone)[0] == whole[7]
+    assert len({tuple(row) for row in whole}) > 8
+
+
+def test_seed_prompt_and_sample_each_change_the_draw(make_model):
+    model = make_model("gpt2", scale=1.0)
+    first = rows(sample(model, num_samples=4))
+    assert rows(sample(model, num_samples=4)) == first
+    assert rows(sample(model, num_samples=4, seed=1)) != first
+    twice = rows(sample(model, num_samples=2, prompts=[PROMPTS[0], PROMPTS[0]]))
+    assert len({tuple(row) for row in twice}) == 4
+
+
+def test_masks_include_the_eos_and_nothing_behind_it(make_model):
+    completions = sample(make_model("gpt2", scale=1.0), num_samples=8)
+    ended = 0
+    for row, truncated in zip(rows(completions), completions.truncated.tolist(), strict=True):
+        assert EOS not in row[:-1]
+        assert truncated == (row[-1] != EOS)
+        assert truncated == (len(row) == 12 and row[-1] != EOS)
+        ended += not truncated
+    assert 0 < ended < len(rows(completions))
+    assert completions.tokens.completion_mask.any(0).all()  # no column of padding alone
+
+
+def test_draws_follow_the_distribution():
+    probabilities = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05])
+    keys = sample_keys(torch.arange(200_000), num_samples=1, seed=3)
+    logits = probabilities.log().expand(200_000, -1)
+    tokens = pick_tokens(logits, Sampling(), uniforms(keys, 5))
+    share = torch.bincount(tokens, minlength=5) / 200_000
+    torch.testing.assert_close(share, probabilities, atol=4 * (0.25 / 200_000) ** 0.5, rtol=0)
+    assert share[1] == 0
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (3, 1.0), (0, 0.6), (5, 0.8), (1, 0.5)])
+def test_top_k_and_top_p_keep_what_transformers_keeps(top_k, top_p):
+    torch.manual_seed(0)
+    logits = 2 * torch.randn(6, 12)
+    want = TemperatureLogitsWarper(0.7)(None, logits)
+    want = TopKLogitsWarper(top_k)(None, want) if top_k else want
+    want = TopPLogitsWarper(top_p)(None, want) if top_p < 1 else want
+    draws = torch.linspace(0, 1 - 1e-9, 20_001, dtype=torch.float64)
+    for row in range(6):
+        tokens = pick_tokens(
+            logits[row].expand(len(draws), -1), Sampling(temperature=0.7, top_k=top_k, top_p=top_p), draws
+        )
+        share = torch.bincount(tokens, minlength=12) / len(draws)
+        torch.testing.assert_close(share, want[row].softmax(-1), atol=2e-4, rtol=0)
+
+
+def test_uniforms_are_uniform_and_independent_of_their_neighbours():
+    keys = sample_keys(torch.arange(500), num_samples=200, seed=0)
+    assert len(keys.unique()) == 100_000
+    first, second = uniforms(keys, 0), uniforms(keys, 1)
+    for values in (first, second):
+        assert 0 <= values.min() < 1e-3
+        assert 1 - 1e-3 < values.max() < 1
+        assert abs(values.mean() - 0.5) < 4 / (12 * 100_000) ** 0.5
+        counts = torch.histc(values.float(), bins=50, min=0, max=1)
+        assert ((counts - 2000) ** 2 / 2000).sum() < 95  # chi-square with 49 degrees of freedom, p = 1e-4
+    assert abs(torch.corrcoef(torch.stack([first, second]))[0, 1]) < 0.015
+    assert abs(torch.corrcoef(torch.stack([first[:-1], first[1:]]))[0, 1]) < 0.015
+
+
+def test_hash_is_the_same_in_every_process():
+    assert stable_hash("steps", 0, 1) == 8934933048774837001
+    assert stable_hash("a", "b") != stable_hash("ab")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_k", -1),
+        ("max_new_tokens", 0),
+    ],
+)
+def test_bad_settings_are_named(setting, value):
+    with pytest.raises(ValueError, match=f"`sampling.{setting}` must be"):
+        Sampling(**{setting: value})
+
+
+def test_generation_config_does_not_leak_in(make_model):
+    model = make_model("gpt2", scale=1.0)
+    before = rows(sample(model, num_samples=4))
+    model.generation_config.update(do_sample=True, top_k=1, temperature=0.01, repetition_penalty=5.0)
+    assert rows(sample(model, num_samples=4)) == before

@@ -1,0 +1,6 @@
+"""Train, validate or predict: `python train.py algo=grpo model=gpt2 ...`; the same as the command `lit-posttrain`."""
+
+from lit_posttrain.app.cli import main
+
+if __name__ == "__main__":
+    main()
