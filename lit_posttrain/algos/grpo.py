@@ -183,8 +183,8 @@ class GRPO(OnlineModule):
             dual_clip=self.dual_clip,
         )
 
-    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
-        """This micro-batch's share of the optimiser step's loss."""
+    def loss(self, batch: MicroBatch) -> Tensor:
+        """This micro-batch's share of the optimiser step's loss: ()."""
         rollout, mask = batch.rollout, batch.rollout.loss_mask
         logprobs, entropy = self.token_statistics(rollout, entropy_gradient=self.entropy_coef > 0)
         old_logprobs = logprobs.detach() if rollout.old_logprobs is None else rollout.old_logprobs
@@ -212,7 +212,7 @@ class GRPO(OnlineModule):
         self._statistics.add("entropy", entropy, mask)
         self._statistics.add("approx_kl", kl_estimate(old_logprobs, logprobs, estimator="k3"), mask)
         self._statistics.maximum("ratio", log_ratio.exp(), mask)
-        return loss * self.loss_scale
+        return loss
 
     def step_metrics(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         """Means over the tokens of an optimiser step."""

@@ -33,7 +33,7 @@ class OnlineModule(CompletingModule):
     """Samples rollouts from the policy that it trains.
 
     While fitting, whatever training dataloader there is gets wrapped in a `RolloutLoader`, which asks `make_rollout`
-    for a rollout of every prompt batch; `training_step` of the subclass is a pure loss on a part of it.
+    for a rollout of every prompt batch; `loss` of the subclass is a pure function of a part of it.
 
     Args:
         policy: see `PolicyModule`.
@@ -127,8 +127,12 @@ class OnlineModule(CompletingModule):
         """How many of these tokens have a gradient, (B, C) twice to (); a step without any is skipped."""
 
     @abstractmethod
+    def loss(self, batch: MicroBatch) -> Tensor:
+        """This micro-batch's share of the optimiser step's loss: ()."""
+
+    @abstractmethod
     def step_metrics(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Metrics by name, from what `training_step` added to the statistics."""
+        """Metrics by name, from what `loss` added to the statistics."""
 
     # Setting up.
 
@@ -292,6 +296,19 @@ class OnlineModule(CompletingModule):
         """Undoes the averaging over ranks and micro-batches: the loss already has the whole step's denominator."""
         return self.trainer.world_size * self.trainer.accumulate_grad_batches
 
+    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
+        """The loss of a micro-batch; with the last one of an optimiser step, that step's metrics."""
+        loss = self.loss(batch)
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            totals = self._statistics.pop(sum_over_ranks=self.sum_over_ranks, max_over_ranks=self.max_over_ranks)
+            for name, value in self.step_metrics(totals).items():
+                self.log(name, value, prog_bar=name in PROGRESS_BAR, batch_size=1)
+        return loss * self.loss_scale
+
+    def on_train_epoch_start(self) -> None:
+        """What an incomplete step at the end of an epoch left behind belongs to no other step."""
+        self._statistics = StepStatistics()
+
     def on_train_batch_start(self, batch: MicroBatch, batch_idx: int) -> None:
         """Show a new rollout's metrics to callbacks and progress bar; the loggers have them already."""
         self._skip_step = batch.skip_step
@@ -307,13 +324,6 @@ class OnlineModule(CompletingModule):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         elif optimizer_closure is not None:
             optimizer_closure()
-
-    def on_train_batch_end(self, outputs: Any, batch: MicroBatch, batch_idx: int) -> None:
-        """Log the means of an optimiser step when its last micro-batch is done."""
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            totals = self._statistics.pop(sum_over_ranks=self.sum_over_ranks, max_over_ranks=self.max_over_ranks)
-            for name, value in self.step_metrics(totals).items():
-                self.log(name, value, prog_bar=name in PROGRESS_BAR, batch_size=1)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the place in the data: Lightning always stores it and restores it only sometimes."""

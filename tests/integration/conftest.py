@@ -1,0 +1,91 @@
+"""A GRPO run that takes a second: a random two-layer model, twelve prompts, a reward that counts a word."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from torch.optim.lr_scheduler import ConstantLR
+
+from lit_posttrain import GRPO, PromptDataModule, Sampling
+
+PROMPTS = [{"prompt": " ".join(f"w{(i * 7 + j) % 38}" for j in range(1 + i % 5)), "wanted": f"w{i}"} for i in range(12)]
+
+
+def counts_even_words(prompts, completions, **columns):
+    """Unequal rewards of unequal completions."""
+    return [sum(int(word[1:]) % 2 == 0 for word in text.split()) - 0.1 * len(text) for text in completions]
+
+
+class Recorder(Callback):
+    """Gradients of every optimiser step, and what the training batches held."""
+
+    def __init__(self) -> None:
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        self.logged: list[dict[str, float]] = []
+        self.widths: list[tuple[int, int]] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.widths.append((len(batch), batch.rollout.completion_ids.shape[1]))
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        named = pl_module.policy.named_parameters()
+        self.gradients.append({name: p.grad.clone() for name, p in named})
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self.logged.append({k: v.item() for k, v in trainer.callback_metrics.items()})
+
+
+@pytest.fixture
+def run_grpo(make_model, word_tokenizer, tmp_path) -> Callable[..., tuple[GRPO, Recorder, Trainer]]:
+    """Fit GRPO and return module, recorder and Trainer; `trainer` and `module` are settings that differ."""
+
+    def run(
+        *,
+        family: str = "gpt2",
+        dtype: torch.dtype = torch.float32,
+        optimizer: Any = partial(torch.optim.SGD, lr=0.05),
+        prompts: list[dict] = PROMPTS,
+        batch_size: int = 4,
+        callbacks: list[Callback] | None = None,
+        ckpt_path: str | Path | None = None,
+        trainer: dict[str, Any] | None = None,
+        **module: Any,
+    ) -> tuple[GRPO, Recorder, Trainer]:
+        settings = {
+            "group_size": 4,
+            "sampling": Sampling(max_new_tokens=10),
+            "scheduler": partial(ConstantLR, factor=1.0),
+            **module,
+        }
+        grpo = GRPO(
+            make_model(family, dtype=dtype, scale=2.0),
+            counts_even_words,
+            tokenizer=word_tokenizer,
+            optimizer=optimizer,
+            **settings,
+        )
+        recorder = Recorder()
+        engine = Trainer(
+            **{
+                "accelerator": "cpu",
+                "devices": 1,
+                "max_steps": 3,
+                "logger": False,
+                "enable_checkpointing": bool(callbacks),
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                "default_root_dir": tmp_path,
+                "limit_val_batches": 0,
+                **(trainer or {}),
+            },
+            callbacks=[recorder, *(callbacks or [])],
+        )
+        engine.fit(grpo, datamodule=PromptDataModule(prompts, batch_size=batch_size), ckpt_path=ckpt_path)
+        return grpo, recorder, engine
+
+    return run

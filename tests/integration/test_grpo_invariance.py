@@ -1,0 +1,128 @@
+"""What must not change the result: micro-batches, accumulation, padding, order (AT-20, AT-21, AT-30, AT-32, AT-33)."""
+
+import warnings
+
+import pytest
+import torch
+
+import tests.integration.conftest as world
+from tests.integration.conftest import PROMPTS
+
+VARIANTS = {
+    "dapo": {},
+    "original": {"aggregation": "seq-mean-token-mean", "kl_coef": 0.1, "kl_gradient": "k3"},
+    "dr_grpo": {"aggregation": "constant", "scale": "none", "entropy_coef": 0.01},
+    "sum": {"aggregation": "seq-mean-token-sum", "scale": "batch", "mask_truncated": True},
+    "off_policy": {"num_epochs": 2, "num_minibatches": 2, "kl_coef": 0.1, "scale": "none", "dual_clip": 3.0},
+}
+
+
+def assert_equal_steps(recorders, *, atol):
+    first, *others = recorders
+    assert any(g.abs().max() > 1e-3 for g in first.gradients[0].values())
+    for other in others:
+        assert len(other.gradients) == len(first.gradients)
+        for step, gradients in enumerate(first.gradients):
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(
+                    other.gradients[step][name], gradient, atol=atol, rtol=0, msg=f"{step} {name}"
+                )
+            torch.testing.assert_close(
+                other.logged[step]["train/loss"], first.logged[step]["train/loss"], atol=1e-6, rtol=0
+            )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_micro_batches_change_neither_loss_nor_gradient(run_grpo, variant):
+    """16 sequences as 1 x 16, 2 x 8, 5 ragged parts and one by one."""
+    recorders = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for accumulate in (1, 2, 5, 16):
+            trainer = {"accumulate_grad_batches": accumulate, "max_steps": 4}
+            recorders.append(run_grpo(dtype=torch.float64, trainer=trainer, **VARIANTS[variant])[1])
+    assert_equal_steps(recorders, atol=1e-10)
+    assert max(rows for rows, _ in recorders[-1].widths) == 1
+
+
+@pytest.mark.parametrize(("family", "atol"), [("llama", 1e-10), ("gemma2", 1e-8)])
+def test_micro_batches_with_other_families(run_grpo, family, atol):
+    runs = [
+        run_grpo(family=family, dtype=torch.float64, trainer={"accumulate_grad_batches": k, "max_steps": 2})[1]
+        for k in (1, 3)
+    ]
+    assert_equal_steps(runs, atol=atol)
+
+
+def test_more_micro_batches_than_sequences_are_filled_with_masked_rows(run_grpo):
+    few = PROMPTS[:2]
+    runs = [
+        run_grpo(dtype=torch.float64, prompts=few, trainer={"accumulate_grad_batches": k, "max_steps": 2})[1]
+        for k in (1, 11)
+    ]
+    assert_equal_steps(runs, atol=1e-10)
+
+
+def test_the_batches_of_sampling_change_nothing(run_grpo):
+    runs = [
+        run_grpo(dtype=torch.float64, generation_batch_size=size, trainer={"max_steps": 2})[1] for size in (None, 4, 7)
+    ]
+    assert_equal_steps(runs, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_the_first_pass_over_a_rollout_is_on_policy(run_grpo, family):
+    """Old log-probs come from other batches than the update's; the ratio must not show it."""
+    _, recorder, _ = run_grpo(
+        family=family,
+        num_epochs=2,
+        num_minibatches=1,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
+        trainer={"accumulate_grad_batches": 3, "max_steps": 4},
+    )
+    for step, logged in enumerate(recorder.logged):
+        if step % 2 == 0:
+            assert abs(logged["policy/ratio_max"] - 1) <= 1e-5
+            assert logged["policy/clip_frac"] == 0
+            assert abs(logged["policy/approx_kl"]) <= 1e-9
+        else:
+            assert logged["policy/ratio_max"] > 1 + 1e-4
+
+
+def test_kl_is_zero_at_the_start_and_the_reference_stays(run_grpo, make_model):
+    module, recorder, _ = run_grpo(kl_coef=0.1, scale="none", trainer={"max_steps": 3})
+    assert recorder.logged[0]["policy/kl_ref"] == 0
+    assert recorder.logged[2]["policy/kl_ref"] > 0
+    initial = make_model("gpt2", scale=2.0).state_dict()
+    for name, tensor in module.reference.policy.model.state_dict().items():
+        assert torch.equal(tensor, initial[name]), name
+    assert all(p.grad is None for p in module.reference.policy.parameters())
+    assert not any(name.startswith("reference") for name in module.state_dict())
+    changed = [not torch.equal(p, initial[name]) for name, p in module.language_model.named_parameters()]
+    assert all(changed)
+
+
+def test_a_step_without_spread_leaves_the_weights_alone(run_grpo, make_model, monkeypatch):
+    """All rewards equal: AdamW with weight decay would still move."""
+    monkeypatch.setattr(world, "counts_even_words", lambda prompts, completions, **columns: [1.0] * len(completions))
+    module, recorder, trainer = run_grpo(optimizer=lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5))
+    assert trainer.global_step == 3
+    assert recorder.logged[0]["rollout/zero_std_frac"] == 1
+    assert recorder.gradients == []
+    initial = make_model("gpt2", scale=2.0).state_dict()
+    assert all(torch.equal(p, initial[name]) for name, p in module.language_model.state_dict().items())
+
+
+def test_unscorable_completions_have_no_advantage(run_grpo, monkeypatch):
+    monkeypatch.setattr(
+        world,
+        "counts_even_words",
+        lambda prompts, completions, **columns: [
+            None if index % 4 == 0 else float(len(text)) for index, text in enumerate(completions)
+        ],
+    )
+    module, recorder, _ = run_grpo(trainer={"max_steps": 1})
+    advantages = module.last_rollout.advantages.view(-1, 4)
+    assert (advantages[:, 0] == 0).all()
+    assert (advantages[:, 1:].abs() > 0).any()
+    assert all(torch.isfinite(g).all() for g in recorder.gradients[0].values())
