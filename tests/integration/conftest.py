@@ -14,6 +14,8 @@ from lit_posttrain import GRPO, PromptDataModule, Sampling
 
 PROMPTS = [{"prompt": " ".join(f"w{(i * 7 + j) % 38}" for j in range(1 + i % 5)), "wanted": f"w{i}"} for i in range(12)]
 
+SGD = partial(torch.optim.SGD, lr=0.05)
+
 
 def counts_even_words(prompts, completions, **columns):
     """Unequal rewards of unequal completions."""
@@ -48,7 +50,7 @@ def run_grpo(make_model, word_tokenizer, tmp_path) -> Callable[..., tuple[GRPO, 
         *,
         family: str = "gpt2",
         dtype: torch.dtype = torch.float32,
-        optimizer: Any = partial(torch.optim.SGD, lr=0.05),
+        optimizer: Any = SGD,
         prompts: list[dict] = PROMPTS,
         batch_size: int = 4,
         callbacks: list[Callback] | None = None,
