@@ -44,6 +44,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, *, layers: int, width: int) -
         n_embd=width,
         n_layer=layers,
         n_head=4,
+        activation_function="gelu_pytorch_tanh",  # the same function as GPT-2's own, in one kernel
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

@@ -328,7 +328,13 @@ class OnlineModule(CompletingModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the place in the data: Lightning always stores it and restores it only sometimes."""
         super().on_load_checkpoint(checkpoint)
-        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if fitting:
-            loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
-            self._loader_state = loaders[0] if loaders else None
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        loaders = fit_loop["state_dict"].get("combined_loader", [])
+        self._loader_state = loaders[0] if loaders else None
+        epochs = fit_loop["epoch_progress"]["current"]
+        if epochs["completed"] == epochs["ready"]:  # the epoch had ended: Lightning would count its batches again
+            fit_loop["epoch_loop.batch_progress"]["current"] = dict.fromkeys(
+                fit_loop["epoch_loop.batch_progress"]["current"], 0
+            )

@@ -121,7 +121,11 @@ class PolicyModule(L.LightningModule):
         checkpoint["algorithm"] = type(self).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another algorithm.
+        """Refuse a checkpoint of another algorithm."""
+        self.check_checkpoint(checkpoint)
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Find out whether this module can go on from a checkpoint, before anything else is done.
 
         Raises:
             ValueError: if another class wrote it.

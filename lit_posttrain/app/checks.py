@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -9,6 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from lit_posttrain.app.hints import nearest
 
 MODES = ("fit", "validate", "predict")
+# Arguments of the Trainer that have a place of their own in the configuration.
+GIVEN_TO_TRAINER = {
+    "callbacks": "the group `callbacks`, as in `+callbacks.mine._target_=package.Mine`",
+    "default_root_dir": "`hydra.run.dir`",
+    "logger": "the group `logger`",
+    "val_check_interval": "`val_every_steps`, which counts optimiser steps",
+}
 
 
 def check_config(cfg: DictConfig) -> None:
@@ -19,30 +27,88 @@ def check_config(cfg: DictConfig) -> None:
         FileNotFoundError: if there is no such checkpoint.
     """
     if cfg.mode not in MODES:
-        raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got `{cfg.mode}`.{nearest(cfg.mode, list(MODES))}")
+        hint = nearest(str(cfg.mode), list(MODES))
+        raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got `{cfg.mode}`.{hint}")
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise ValueError(f"`{missing[0]}` has no value yet: add `{missing[0]}=...` to the command line.")
+        names, values = ", ".join(f"`{name}`" for name in missing), " ".join(f"{name}=..." for name in missing)
+        raise ValueError(f"{names} must be given: add `{values}` to the command line.")
     if cfg.ckpt_path is not None and not Path(cfg.ckpt_path).is_file():
         raise FileNotFoundError(
             f"there is no checkpoint `{cfg.ckpt_path}`; those of a run are in its checkpoints/ folder."
         )
+    check_kind("seed", cfg.seed, 0)
+    if cfg.threads is not None:
+        check_kind("threads", cfg.threads, 1)
+        if cfg.threads < 1:
+            raise ValueError(f"`threads` must be >= 1 or null, got {cfg.threads}.")
+    if cfg.val_every_steps is not None:
+        check_kind("val_every_steps", cfg.val_every_steps, 50)
+        if cfg.val_every_steps < 1:
+            raise ValueError(f"`val_every_steps` must be >= 1 or null, got {cfg.val_every_steps}.")
+    check_arguments(cfg, "")
+    for name in sorted(set(GIVEN_TO_TRAINER) & set(cfg.trainer)):
+        raise ValueError(f"`trainer.{name}` is taken: use {GIVEN_TO_TRAINER[name]}.")
+    for name, default in (("max_steps", -1), ("accumulate_grad_batches", 1)):
+        check_kind(f"trainer.{name}", cfg.trainer.get(name, default), default)
     if cfg.trainer.accumulate_grad_batches < 1:
         raise ValueError(f"`trainer.accumulate_grad_batches` must be >= 1, got {cfg.trainer.accumulate_grad_batches}.")
-    if cfg.val_every_steps is not None and cfg.val_every_steps < 1:
-        raise ValueError(f"`val_every_steps` must be >= 1 or null, got {cfg.val_every_steps}.")
     if cfg.trainer.get("precision") in ("16-true", "16"):
         raise ValueError("`trainer.precision=16-true` ends in NaN with AdamW: use 32-true, bf16-mixed or 16-mixed.")
-    for group in ("algo", "data", "model", "reward"):
-        check_arguments(cfg[group], group)
 
 
-def check_arguments(node: DictConfig, group: str) -> None:
-    """Refuse keys that the target's constructor does not know, before anything nested in it is built."""
-    known = list(inspect.signature(get_object(node["_target_"])).parameters)
+def check_arguments(node: DictConfig, path: str) -> None:
+    """Refuse keys that a target does not take and values of the wrong kind, in a node and in all that it holds.
+
+    Args:
+        node: the configuration, or a part of it.
+        path: its dotted name, empty for the whole.
+
+    Raises:
+        ValueError: naming the option and what there is.
+    """
+    if "_target_" in node:
+        _check_target(node, path)
     for key in map(str, node):
-        if key not in known and not key.startswith("_"):
+        if OmegaConf.is_interpolation(node, key):
+            continue  # it is checked where it stands
+        if isinstance(node[key], DictConfig):
+            check_arguments(node[key], f"{path}.{key}".lstrip("."))
+
+
+def _check_target(node: DictConfig, path: str) -> None:
+    try:
+        target = get_object(node["_target_"])
+    except (ImportError, ValueError) as error:
+        raise ValueError(
+            f"`{path}._target_` must name what can be imported, got `{node['_target_']}`: {error}"
+        ) from error
+    parameters = inspect.signature(target).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for key in map(str, node):
+        if key.startswith("_"):
+            continue
+        if key not in parameters:
             raise ValueError(
-                f"there is no option `{group}.{key}`.{nearest(key, known)} "
-                f"`{node['_target_']}` takes: {', '.join(known)}."
+                f"there is no option `{path}.{key}`.{nearest(key, list(parameters))} "
+                f"`{node['_target_']}` takes: {', '.join(parameters)}."
             )
+        if target.__module__.startswith("lit_posttrain."):  # others may take more kinds than their default has
+            check_kind(f"{path}.{key}", node[key], parameters[key].default)
+
+
+def check_kind(name: str, value: Any, default: Any) -> None:
+    """Refuse a value where a default of another kind stands: `no` is text to Hydra, and text counts as true.
+
+    Raises:
+        ValueError: naming the option and the kind.
+    """
+    shown = "null" if value is None else f"`{value}`"
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"`{name}` must be true or false, got {shown}.")
+    elif isinstance(default, int) and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError(f"`{name}` must be a whole number, got {shown}.")
+    elif isinstance(default, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError(f"`{name}` must be a number, got {shown}.")

@@ -12,9 +12,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_posttrain.app.hints import explain_composition_error
-
-log = logging.getLogger(__name__)
+from lit_posttrain.app.hints import check_additions, explain_composition_error
 
 # Errors that tell a user what to change; anything else is shown with its traceback.
 USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, ImportError, RuntimeError, OSError)
@@ -22,9 +20,16 @@ USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, ImportError, 
 
 @hydra.main(version_base="1.3", config_path="pkg://lit_posttrain.conf", config_name="train")
 def _train(cfg: DictConfig) -> float | None:
-    from lit_posttrain.app.run import run
+    try:
+        config = HydraConfig.get()
+        check_additions(list(config.overrides.task), list(config.runtime.choices))
+        from lit_posttrain.app.run import run
 
-    return run(cfg)
+        logging.getLogger("lightning").handlers.clear()  # Hydra's root logger prints what Lightning has to say
+        return run(cfg)
+    except Exception as error:
+        _keep_traceback(error)
+        raise
 
 
 def main() -> None:
@@ -37,8 +42,8 @@ def main() -> None:
     except (HydraException, OmegaConfBaseException) as error:
         if full_errors:
             raise
-        cause = error.__cause__ if isinstance(error, InstantiationException) else None
-        _leave(cause or error, explain_composition_error(error, sys.argv[1:]) if cause is None else None)
+        built = isinstance(error, InstantiationException)
+        _leave(error, None if built else explain_composition_error(error, sys.argv[1:]))
     except USER_ERRORS as error:
         if full_errors:
             raise
@@ -57,22 +62,19 @@ def resume_in_place(arguments: list[str]) -> list[str]:
     return [*arguments, f"hydra.run.dir='{folder}'"]
 
 
-def _leave(error: BaseException, message: str | None) -> None:
-    text = message or (str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error))
-    trace = "".join(traceback.format_exception(error))
-    logs = _job_log()
-    if logs is not None:
-        with logs.open("a", encoding="utf-8") as file:
-            file.write(trace)
-    where = f"The traceback is in {logs}; " if logs else "For the traceback "
-    print(f"\nerror: {type(error).__name__}: {text}\n\n{where}set HYDRA_FULL_ERROR=1 to see it here.", file=sys.stderr)  # noqa: T201
-    sys.exit(1)
-
-
-def _job_log() -> Path | None:
-    """The log file of the run, once Hydra has made its folder."""
-    if not HydraConfig.initialized():
-        return None
+def _keep_traceback(error: Exception) -> None:
+    """Write it to the log of the run, and note in the error where that is: Hydra forgets the run when it has ended."""
     config = HydraConfig.get()
-    folder = Path(config.runtime.output_dir)
-    return folder / f"{config.job.name}.log" if folder.is_dir() else None
+    path = Path(config.runtime.output_dir) / f"{config.job.name}.log"
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(traceback.format_exception(error))
+    error.add_note(f"The traceback is in {path}")
+
+
+def _leave(error: BaseException, message: str | None) -> None:
+    kept = vars(error).get("__notes__", [])
+    where = f"{kept[-1]}; set" if kept else "For the traceback set"
+    shown = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+    text = message or (str(shown.args[0]) if isinstance(shown, KeyError) and shown.args else str(shown))
+    print(f"\nerror: {type(shown).__name__}: {text}\n\n{where} HYDRA_FULL_ERROR=1 to see it here.", file=sys.stderr)  # noqa: T201
+    sys.exit(1)

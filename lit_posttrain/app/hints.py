@@ -10,6 +10,26 @@ def nearest(name: str, known: list[str]) -> str:
     return f" Did you mean `{matches[0]}`?" if matches else ""
 
 
+def nearest_key(name: str, known: list[str]) -> str:
+    """The hint for a dotted name: one like it beside it, else its last word elsewhere, else what there is beside it.
+
+    >>> known = ["optim", "optim.lr", "optim.eps", "algo", "algo.clip_low"]
+    >>> nearest_key("algo.clip_lo", known), nearest_key("algo.lr", known), nearest_key("optim.learning_rate", known)
+    (' Did you mean `algo.clip_low`?', ' Did you mean `optim.lr`?', ' `optim` has: lr, eps.')
+    """
+    parent, _, last = name.rpartition(".")
+    names = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == parent]
+    beside = [each for each in names if each[0] != "_"]  # no `_target_`
+    alike = difflib.get_close_matches(last, beside, n=1, cutoff=0.6)
+    if alike:
+        return f" Did you mean `{parent}.{alike[0]}`?" if parent else f" Did you mean `{alike[0]}`?"
+    groups = {key.rpartition(".")[0] for key in known}
+    elsewhere = [key for key in known if key.rpartition(".")[2] == last and key not in groups]
+    if elsewhere:
+        return f" Did you mean `{elsewhere[0]}`?"
+    return f" `{parent}` has: {', '.join(beside)}." if parent and beside else nearest(name, known)
+
+
 def explain_composition_error(error: BaseException, arguments: list[str]) -> str:
     """The message for a configuration that could not be composed."""
     text = str(error)
@@ -23,10 +43,31 @@ def explain_composition_error(error: BaseException, arguments: list[str]) -> str
     unknown = re.search(r"Key '([^']+)' is not in struct", text)
     if missing_group:
         name = missing_group.group(1)
-        return f"there is no option `{name}`.{nearest(name, _known_keys(arguments))} See `--cfg job` for all of them."
+        return (
+            f"there is no option `{name}`.{nearest_key(name, _known_keys(arguments))} See `--cfg job` for all of them."
+        )
     if unknown:
-        return f"there is no option `{unknown.group(1)}`.{nearest(unknown.group(1), _known_keys(arguments))}"
+        return f"there is no option `{unknown.group(1)}`.{nearest_key(unknown.group(1), _known_keys(arguments))}"
     return text
+
+
+def check_additions(arguments: list[str], groups: list[str]) -> None:
+    """Refuse `+key=value` outside of the groups: Hydra adds any key, and nothing would read it.
+
+    Args:
+        arguments: the overrides of the command line.
+        groups: the config groups that a choice was made of.
+
+    Raises:
+        ValueError: naming the option and the one that was probably meant.
+    """
+    for argument in arguments:
+        added = re.match(r"\+\+?([^=@]+)", argument)
+        if added is None or added.group(1).split(".")[0] in groups:
+            continue
+        known = _known_keys(arguments)
+        if added.group(1) not in known:
+            raise ValueError(f"there is no option `{added.group(1)}`.{nearest_key(added.group(1), known)}")
 
 
 def _known_keys(arguments: list[str]) -> list[str]:

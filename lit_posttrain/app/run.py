@@ -2,11 +2,16 @@
 
 import json
 import logging
+import sys
 import time
+from itertools import zip_longest
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from hydra.utils import instantiate
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -16,10 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from lit_posttrain.algos.policy_module import PolicyModule
 from lit_posttrain.app.checks import check_config
 from lit_posttrain.app.summary import describe_run, write_json
+from lit_posttrain.app.watched_metric import WatchedMetric
 from lit_posttrain.callbacks.metrics_csv import MetricsCSV
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
 
 log = logging.getLogger(__name__)
+
+NEVER = sys.maxsize  # optimiser steps to the next validation
 
 
 def run(cfg: DictConfig) -> float | None:
@@ -30,25 +38,33 @@ def run(cfg: DictConfig) -> float | None:
     """
     check_config(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
     module: PolicyModule = instantiate(cfg.algo, _convert_="all")
     module.check_policy()
+    if cfg.ckpt_path is not None:
+        module.check_checkpoint(read_checkpoint(cfg.ckpt_path))
     datamodule: LightningDataModule = instantiate(cfg.data, _convert_="all")
     datamodule.setup("fit")  # whatever is wrong with the data is said before weights are loaded
 
     folder = Path(cfg.run_dir)
-    history = MetricsHistory()
+    history = MetricsHistory(cfg.watch.metric, cfg.watch.mode)
     trainer = make_trainer(cfg, history)
     if cfg.mode == "validate":
         trainer.validate(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False)
         scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        log.info("\n".join(f"{name:24} {value:.4f}" for name, value in scores.items()))
-        write_json(folder / "validation.json", scores)
+        if trainer.is_global_zero:
+            log.info("\n".join(f"{name:24} {value:.4f}" for name, value in scores.items()))
+            write_json(folder / "validation.json", scores)
     elif cfg.mode == "predict":
         predict(trainer, module, datamodule, cfg)
     else:
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)  # there already where Hydra runs the job
+            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         started = time.time()
         trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
+        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")  # to go on from with more steps
         if trainer.enable_validation and trainer.global_step != history.last_validation_step:
             trainer.validate(module, datamodule=datamodule, verbose=False)  # so that `last` is of the last weights
         if trainer.is_global_zero:
@@ -58,15 +74,16 @@ def run(cfg: DictConfig) -> float | None:
 
 def make_trainer(cfg: DictConfig, history: MetricsHistory) -> Trainer:
     """The Trainer of the configuration, with its callbacks and loggers; steps become batches here."""
-    callbacks: list[Callback] = [history]
+    callbacks: list[Callback] = [history, WatchedMetric(cfg.watch.metric)]
     callbacks += [instantiate(callback, _convert_="all") for callback in (cfg.callbacks or {}).values() if callback]
     loggers: list[Logger] = [instantiate(each, _convert_="all") for each in (cfg.logger or {}).values() if each]
-    if cfg.mode == "fit" and cfg.ckpt_path is not None:
-        step = torch.load(cfg.ckpt_path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-        for table in loggers:
+    if cfg.ckpt_path is not None:
+        step = read_checkpoint(cfg.ckpt_path)["global_step"]
+        for table in loggers if cfg.mode == "fit" else []:
             if isinstance(table, MetricsCSV):
                 table.go_on_from(step)
-    val_every_steps = cfg.val_every_steps or max(1, cfg.trainer.max_steps)
+    max_steps = cfg.trainer.get("max_steps", -1)
+    val_every_steps = cfg.val_every_steps or (max_steps if max_steps > 0 else NEVER)
     return instantiate(
         cfg.trainer,
         callbacks=callbacks,
@@ -77,29 +94,73 @@ def make_trainer(cfg: DictConfig, history: MetricsHistory) -> Trainer:
     )
 
 
+def read_checkpoint(ckpt_path: str) -> dict[str, Any]:
+    """A checkpoint, its tensors not read from the disk yet.
+
+    Raises:
+        ValueError: if the file is no checkpoint of a run.
+    """
+    try:
+        checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
+        return {**checkpoint, "global_step": checkpoint["global_step"]}
+    except (RuntimeError, UnpicklingError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"`ckpt_path` must be a checkpoint that a run wrote, got `{ckpt_path}`. "
+            "To start from exported weights: `model=local model.path=<run>/export`."
+        ) from error
+
+
 def predict(trainer: Trainer, module: PolicyModule, datamodule: LightningDataModule, cfg: DictConfig) -> None:
-    """Complete the prompts and write `predictions.jsonl`."""
-    batches = trainer.predict(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
-    path = Path(cfg.run_dir) / "predictions.jsonl"
-    with path.open("w", encoding="utf-8") as file:
-        for rows in batches or []:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    log.info("predictions: %s", path)
+    """Complete the prompts and write `predictions.jsonl`, in the order of the prompts."""
+    ranks: list[Any] = [trainer.predict(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path) or []]
+    if trainer.world_size > 1:
+        ranks, own = [None] * trainer.world_size, ranks[0]
+        dist.all_gather_object(ranks, own)
+    if trainer.is_global_zero:
+        path = Path(cfg.run_dir) / "predictions.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in in_prompt_order(ranks))
+        log.info("predictions: %s", path)
+
+
+def in_prompt_order(ranks: list[list[list[Any]]]) -> list[Any]:
+    """The rows of all ranks, whose r-th has of every batch the rows r, r + world size, ...
+
+    >>> in_prompt_order([[["a", "c"], ["d"]], [["b"], ["e"]]])
+    ['a', 'b', 'c', 'd', 'e']
+    """
+    batches = zip_longest(*ranks, fillvalue=[])
+    return [row for parts in batches for turn in zip_longest(*parts) for row in turn if row is not None]
 
 
 def finish(cfg: DictConfig, trainer: Trainer, module: PolicyModule, history: MetricsHistory, *, wall_s: float) -> None:
-    """Write `summary.json`, `export/` with the last weights and `export_best/` with the best by the watched metric."""
+    """Write `export/` with the last weights, `export_best/` with those best by the watched metric, `summary.json`."""
     folder = Path(cfg.run_dir)
-    module.save_pretrained(folder / "export")
     summary = describe_run(cfg, trainer, module, history, wall_s=wall_s)
+    module.save_pretrained(folder / "export")
+    best = best_checkpoint(trainer, last=history.metrics.get(cfg.watch.metric, {}).get("last"))
+    if best is not None:
+        checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"])
+    module.save_pretrained(folder / "export_best")
     write_json(folder / "summary.json", summary)
-    watching = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
-    for best in watching:
-        if best.best_model_path:
-            checkpoint = torch.load(best.best_model_path, map_location="cpu", weights_only=True)
-            module.load_state_dict(checkpoint["state_dict"])
-            module.save_pretrained(folder / "export_best")
     for name, values in summary["metrics"].items():
         if name.startswith("val/"):
             log.info("%-24s %.3f -> %.3f (best %.3f)", name, values["first"], values["last"], values["best"])
     log.info("%s steps in %.0f s; everything is in %s", summary["steps"], wall_s, folder)
+
+
+def best_checkpoint(trainer: Trainer, *, last: float | None) -> str | None:
+    """The checkpoint whose weights are better than the last ones, None where the last are the best.
+
+    Args:
+        trainer: after a fit; one of its checkpoint callbacks may watch a metric.
+        last: that metric at the end, which may have been measured after the last checkpoint.
+    """
+    for callback in trainer.checkpoint_callbacks:
+        if not isinstance(callback, ModelCheckpoint) or callback.monitor is None or callback.best_model_score is None:
+            continue
+        best = callback.best_model_score.item()
+        if last is None or (last < best if callback.mode == "max" else last > best):
+            return callback.best_model_path
+    return None

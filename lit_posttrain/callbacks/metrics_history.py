@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-# Of these less is better; of all others more.
+# Of these less is better, of all others more; of the watched one its mode says.
 DESCENDING = ("loss", "perplexity", "kl", "grad_norm", "time/", "truncated", "zero_std", "clip_frac")
 
 
@@ -13,9 +13,15 @@ class MetricsHistory(Callback):
     """Remembers of each metric its first, last and best value; the state goes on in a resumed run.
 
     The first of a `val/` metric is the score before training, from Lightning's sanity check over all batches.
+
+    Args:
+        watch: the metric that the run is judged by; None = none.
+        mode: "min" or "max", whether less or more of it is better.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch: str | None = None, mode: str = "max") -> None:
+        self.watch = watch
+        self.mode = mode
         self.metrics: dict[str, dict[str, float]] = {}
         self.last_validation_step: int | None = None
 
@@ -56,5 +62,5 @@ class MetricsHistory(Callback):
             if math.isnan(value):
                 continue
             seen = self.metrics.setdefault(name, {"first": value, "last": value, "best": value})
-            better = min if any(word in name for word in DESCENDING) else max
-            seen.update(last=value, best=better(seen["best"], value))
+            descending = self.mode == "min" if name == self.watch else any(word in name for word in DESCENDING)
+            seen.update(last=value, best=(min if descending else max)(seen["best"], value))

@@ -93,7 +93,8 @@ def load_rows(source: Source, *, split: str = "train", subset: str | None = None
         source: a file (.jsonl; .json with one object per line or one list; .csv; .parquet), a folder of such files,
             the name of a data set on the Hugging Face Hub, or the rows themselves.
         split: which split of a data set or folder; also a part such as "train[:100]". A file has no splits.
-        subset: the configuration of a data set, such as "main".
+        subset: the configuration of a data set on the Hub, such as "main"; of no meaning to a file, which may be a copy
+            of one.
 
     Raises:
         FileNotFoundError: if there is no such file, or the Hub cannot be reached and the data set is not cached.
@@ -107,9 +108,9 @@ def load_rows(source: Source, *, split: str = "train", subset: str | None = None
         dataset = load_split(str(source), split=split, subset=subset)
         rows = Rows(dataset.to_list(), f"{source} ({split})")
     else:
-        if split != "train" or subset is not None:
+        if split != "train":
             raise ValueError(
-                f"`split` and `subset` are for data sets of the Hugging Face Hub, got {split!r} and {subset!r} with "
+                f"`split` is for data sets of the Hugging Face Hub, got {split!r} with "
                 f"{source if isinstance(source, str | Path) else 'rows in memory'}: a file has no splits; "
                 "for validation give another file (`data.val_path=`) or hold rows out (`data.val_fraction=`)."
             )

@@ -48,8 +48,9 @@ class OutputHead:
         if model.get_output_embeddings() is None or model.base_model is model:
             return False
         ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
-        expected = model(input_ids=ids, use_cache=False).logits
-        hidden = model.base_model(input_ids=ids, use_cache=False)[0]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        expected = model(**inputs).logits
+        hidden = model.base_model(**inputs)[0]
         if hidden.shape[-1] != model.get_output_embeddings().weight.shape[-1]:
             return False
         error = (self(model, hidden) - expected).abs().max()

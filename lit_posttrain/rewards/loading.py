@@ -42,8 +42,7 @@ def load_function(path: str) -> Callable:
         ValueError: if the path does not have this form.
         FileNotFoundError: if there is no such file.
         ModuleNotFoundError: if there is no such module.
-        ImportError: if importing it failed; the cause is chained.
-        AttributeError: if it holds no such name.
+        ImportError: if importing it failed, or it holds no such name; the cause is chained.
         TypeError: if the name is not that of a callable.
 
     >>> load_function("math:sqrt")(9.0)
@@ -58,7 +57,7 @@ def load_function(path: str) -> Callable:
     try:
         function = getattr(module, name)
     except AttributeError as error:
-        raise AttributeError(
+        raise ImportError(
             f"`{location}` must hold `{name}` to load {path!r}: {_describe_functions(module, name)}."
         ) from error
     if not callable(function):

@@ -1,6 +1,7 @@
 """Rollouts as data: a training loader that turns prompt batches into the micro-batches of optimiser steps."""
 
 from collections.abc import Iterable, Iterator, Sized
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -39,7 +40,24 @@ class KnowsItsEpoch(Protocol):
     """A loader or sampler whose order depends on the epoch."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before an epoch."""
+        """Choose the order of the next pass."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is in its prompts. A pass over them is an epoch of Lightning's, unless `max_steps` ends that early.
+
+    Attributes:
+        epoch: the pass.
+        position: micro-batches of the pass that were used.
+        offset: the position at which Lightning's epoch began; not 0 where a finished run goes on inside a pass.
+        start_step: optimiser steps that were done then.
+    """
+
+    epoch: int
+    position: int
+    offset: int
+    start_step: int
 
 
 class RolloutLoader:
@@ -66,41 +84,37 @@ class RolloutLoader:
         self._trainer = trainer
         self._micro_batches = maker.steps_per_rollout * trainer.accumulate_grad_batches
         self._resume: dict[str, Any] | None = None
-        self._epoch_start_step = trainer.global_step
+        self._place: Place | None = None  # None before the first pass; its position counts what was given out
         self._rollouts_made = 0
-        self._position = 0  # micro-batches given out in this epoch
         self._current: PlannedRollout | None = None
         if isinstance(prompts, Sized) and len(prompts) == 0:
             raise ValueError("there are no prompts to train on: the training prompt loader is empty.")
         if not isinstance(prompts, Sized) and trainer.max_steps < 0:
             raise ValueError("prompts without a length need `trainer.max_steps`: nothing else says when to stop.")
 
-    @property
-    def sampler(self) -> KnowsItsEpoch | None:
-        """What Lightning tells the epoch to; the loader has no `dataset`, since it is not one to shard again."""
-        if isinstance(self._prompts, KnowsItsEpoch):
-            return self._prompts
-        sampler = getattr(self._prompts, "sampler", None)  # of a stock DataLoader
-        return sampler if isinstance(sampler, KnowsItsEpoch) else None
-
     def __len__(self) -> int:
-        """Micro-batches of the epoch."""
-        start = self._epoch_start_step if self._resume is None else self._resume["epoch_start_step"]
+        """Micro-batches of Lightning's epoch: the current one, or the first before there is one."""
+        place = self._place if self._place is not None and self._resume is None else self._next_place()
+        return self._end(place) - place.offset
+
+    def _end(self, place: Place) -> int:
+        """The position at which Lightning's epoch ends."""
         limits = []
         if self._trainer.max_steps >= 0:
-            limits.append(max(0, self._trainer.max_steps - start) * self._trainer.accumulate_grad_batches)
+            steps_left = max(0, self._trainer.max_steps - place.start_step)
+            limits.append(place.offset + steps_left * self._trainer.accumulate_grad_batches)
         if isinstance(self._prompts, Sized):
             limits.append(len(self._prompts) * self._micro_batches)
         return min(limits)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         """The micro-batches of one epoch, from where a checkpoint left off."""
-        self._begin_epoch()
-        self._check_ranks_agree()
-        length = len(self)
-        prompts = self._prompt_batches(start=-(-self._position // self._micro_batches))
-        while self._position < length:
-            number = self._position % self._micro_batches
+        place = self._begin()
+        position, end = place.position, self._end(place)
+        self._check_ranks_agree(end)
+        prompts = self._prompt_batches(place.epoch, start=-(-position // self._micro_batches))
+        while position < end:
+            number = position % self._micro_batches
             if number == 0:
                 rows = next(prompts, None)
                 if rows is None:
@@ -108,20 +122,22 @@ class RolloutLoader:
                 self._current = self._maker.make_rollout(rows, self._rollouts_made)
                 self._rollouts_made += 1
             assert self._current is not None  # a position inside a rollout comes with its rollout
-            self._position += 1
+            position += 1
+            self._place = replace(place, position=position)
             yield self._current.micro_batch(number)
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data and the rollout that is being used, of all ranks; Lightning stores it."""
         progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
-        fetched_not_used = progress.ready - progress.processed  # a batch that an exception interrupted comes again
-        position = self._position - fetched_not_used
+        place = self._place or self._next_place()
+        position = place.position - (progress.ready - progress.processed)  # what an exception interrupted comes again
+        taken_back = self._rollouts_in(place.position) - self._rollouts_in(position)
         inside = position % self._micro_batches != 0
         state = {
-            "epoch": self._trainer.current_epoch,
-            "epoch_start_step": self._epoch_start_step,
-            "rollouts_made": -(-position // self._micro_batches) + self._rollouts_before_epoch,
-            "position": position,
+            **asdict(replace(place, position=position)),
+            "end": self._end(place),
+            "lightning_epoch": self._trainer.current_epoch,
+            "rollouts_made": self._rollouts_made - taken_back,
             "micro_batches": self._micro_batches,
             "current": self._current.state_dict() if inside and self._current is not None else None,
         }
@@ -153,49 +169,63 @@ class RolloutLoader:
                 )
         self._resume = own
 
-    @property
-    def _rollouts_before_epoch(self) -> int:
-        return self._rollouts_made - -(-self._position // self._micro_batches)
+    def _rollouts_in(self, position: int) -> int:
+        """Rollouts of a pass that were begun when so many micro-batches were given out."""
+        return -(-position // self._micro_batches)
 
-    def _begin_epoch(self) -> None:
-        resume, self._resume = self._resume, None
-        self._position = 0
-        self._current = None
-        self._epoch_start_step = self._trainer.global_step
-        if resume is None:
-            return
-        self._rollouts_made = resume["rollouts_made"]
-        if resume["epoch"] == self._trainer.current_epoch:
-            rollouts, inside = divmod(resume["position"], resume["micro_batches"])
-            self._position = rollouts * self._micro_batches + inside
-            self._epoch_start_step = resume["epoch_start_step"]
-            if resume["current"] is not None:
+    def _begin(self) -> Place:
+        place, resume = self._next_place(), self._resume
+        self._place, self._resume, self._current = place, None, None
+        if resume is not None:
+            self._rollouts_made = resume["rollouts_made"]
+            if resume["current"] is not None and place.position > 0:
                 self._current = PlannedRollout.from_state_dict(resume["current"])
+        return place
 
-    def _prompt_batches(self, *, start: int) -> Iterator[PromptBatch]:
+    def _next_place(self) -> Place:
+        """Where Lightning's next epoch begins."""
+        step, resume = self._trainer.global_step, self._resume
+        if resume is None:
+            return Place(0 if self._place is None else self._place.epoch + 1, position=0, offset=0, start_step=step)
+        # Between rollouts a run may go on with another number of micro-batches.
+        rollouts, inside = divmod(resume["position"], resume["micro_batches"])
+        position = rollouts * self._micro_batches + inside
+        same_epoch = resume["lightning_epoch"] == self._trainer.current_epoch
+        pass_is_over = isinstance(self._prompts, Sized) and position >= len(self._prompts) * self._micro_batches
+        cut_short = not same_epoch and resume["position"] < resume["end"]  # by `limit_train_batches`, not `max_steps`
+        if pass_is_over or cut_short:
+            return Place(resume["epoch"] + 1, position=0, offset=0, start_step=step)
+        if same_epoch:
+            return Place(resume["epoch"], position, resume["offset"], resume["start_step"])
+        return Place(resume["epoch"], position, offset=position, start_step=step)
+
+    def _prompt_batches(self, epoch: int, *, start: int) -> Iterator[PromptBatch]:
+        for loader in (self._prompts, getattr(self._prompts, "sampler", None)):  # a stock DataLoader has one
+            if isinstance(loader, KnowsItsEpoch):
+                loader.set_epoch(epoch)
         if isinstance(self._prompts, StartsAnywhere):
             return self._prompts.batches(start)
-        return self._seeded(start)
+        return self._seeded(epoch, start)
 
-    def _seeded(self, start: int) -> Iterator[PromptBatch]:
+    def _seeded(self, epoch: int, start: int) -> Iterator[PromptBatch]:
         """Iterate a foreign loader so that whatever it draws at its start depends on the seed and the epoch only."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stable_hash("prompts", self._maker.seed, self._trainer.current_epoch))
+            torch.manual_seed(stable_hash("prompts", self._maker.seed, epoch))
             batches = iter(self._prompts)
             first = next(batches, None)
         for number, rows in enumerate(_chain(first, batches)):
             if number >= start:
                 yield rows
 
-    def _check_ranks_agree(self) -> None:
+    def _check_ranks_agree(self, end: int) -> None:
         """Unequal lengths would leave some ranks waiting for ever in a collective."""
         if self._trainer.world_size == 1:
             return
-        lengths: list[Any] = [None] * self._trainer.world_size
-        dist.all_gather_object(lengths, len(self))
-        if len(set(lengths)) > 1:
+        ends: list[Any] = [None] * self._trainer.world_size
+        dist.all_gather_object(ends, end)
+        if len(set(ends)) > 1:
             raise ValueError(
-                f"the ranks have unequal numbers of micro-batches ({lengths}): give every rank as many prompt batches."
+                f"the ranks have unequal numbers of micro-batches ({ends}): give every rank as many prompt batches."
             )
 
 

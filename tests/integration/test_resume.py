@@ -46,6 +46,18 @@ def test_every_step_of_two_epochs(run_grpo, tmp_path):
         assert weights_sha256(resumed.language_model) == want, f"resumed at step {step}"
 
 
+@pytest.mark.parametrize("steps", [3, 4, 6, 8, 12, 13])
+def test_a_finished_run_goes_on_with_more_steps(run_grpo, tmp_path, steps):
+    """The end of the first run may be in the middle of a rollout, at its end, or at the end of an epoch."""
+    whole, _, _ = run_grpo(trainer={"max_steps": 15}, **SETTINGS)
+    _, _, first = run_grpo(trainer={"max_steps": steps}, callbacks=[keep_every(100, tmp_path)], **SETTINGS)
+    first.save_checkpoint(tmp_path / "end.ckpt")
+    resumed, recorder, engine = run_grpo(trainer={"max_steps": 15}, ckpt_path=tmp_path / "end.ckpt", **SETTINGS)
+    assert engine.global_step == 15
+    assert len(recorder.gradients) == 15 - steps
+    assert weights_sha256(resumed.language_model) == weights_sha256(whole.language_model)
+
+
 def test_stopping_elsewhere_does_change_the_weights(run_grpo, tmp_path):
     """The comparison above can fail: another seed, or one step less."""
     trainer = {"max_steps": 6, "accumulate_grad_batches": 2}

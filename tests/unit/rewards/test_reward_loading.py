@@ -98,12 +98,12 @@ def test_missing_module_says_the_way_out(folder: Path) -> None:
 
 
 def test_missing_function_lists_the_public_ones_nearest_first(folder: Path) -> None:
-    with pytest.raises(AttributeError, match=r"must hold `lenght` .*there are `length`, `lengthy`\."):
+    with pytest.raises(ImportError, match=r"must hold `lenght` .*there are `length`, `lengthy`\."):
         load_function("my_rewards.py:lenght")
-    with pytest.raises(AttributeError, match=r"must hold `load_reward` .*there are `load_rewards`\."):
+    with pytest.raises(ImportError, match=r"must hold `load_reward` .*there are `load_rewards`\."):
         load_function("lit_posttrain.rewards:load_reward")
     (folder / "empty.py").write_text("")
-    with pytest.raises(AttributeError, match="there is no public function in it"):
+    with pytest.raises(ImportError, match="there is no public function in it"):
         load_function("empty.py:length")
 
 

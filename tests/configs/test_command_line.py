@@ -1,0 +1,199 @@
+"""What the command line says and does before a run begins."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from lit_posttrain.app import cli, run
+from lit_posttrain.app.cli import resume_in_place
+from lit_posttrain.models.loading import Pretrained
+from tests.composing import compose_train
+
+EXAMPLES = [
+    "python train.py  ",
+    "python train.py algo=grpo model=gpt2 data=gsm8k trainer=gpu",
+    "python train.py data=prompts data.path=my.jsonl reward.path=my_rewards.py:fn",
+    "python train.py -m seed=0,1,2 optim.lr=1e-4,3e-4",
+]
+
+
+@pytest.fixture
+def command_line(monkeypatch, tmp_path, capfd):
+    """Run `lit-posttrain` with arguments in this process: exit status and what it printed, no weights loaded."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Pretrained, "load", lambda self: pytest.fail("weights were loaded"))
+    handlers, level = list(logging.root.handlers), logging.root.level
+
+    def call(*arguments: str, full_errors: str = "0") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lit-posttrain", *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", full_errors)
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+        return status, *capfd.readouterr()
+
+    yield call
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """The configurations that would have been run."""
+    seen = []
+    monkeypatch.setattr(run, "run", lambda cfg: seen.append(OmegaConf.to_container(cfg, resolve=True)))
+    return seen
+
+
+# Help.
+
+
+@pytest.mark.parametrize("argument", ["--help", "--cfg job"])
+def test_answers_without_torch(argument):
+    program = f"""
+import atexit, sys
+sys.argv = ["lit-posttrain", *"{argument}".split()]
+atexit.register(lambda: print("torch" in sys.modules, "hydra" in sys.modules, file=sys.stderr))
+from lit_posttrain.app.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "False True"
+    assert ("Groups, chosen by" if argument == "--help" else "algo:\n  _target_:") in done.stdout
+
+
+def test_help_lists_groups_and_examples(command_line):
+    status, printed, _ = command_line("--help")
+    assert status == 0
+    assert "data: gridworld, gsm8k" in printed
+    assert "trainer: cpu, ddp, debug, gpu" in printed
+    assert [example for example in EXAMPLES if example not in printed] == []
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_help_examples_compose(example):
+    overrides = [word for word in example.split()[2:] if word != "-m"]
+    first = [override.split(",")[0] for override in overrides]
+    assert OmegaConf.missing_keys(compose_train(*first)) == set()
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["algo=grop"], "there is no `algo=grop`. Did you mean `grpo`?"),
+        (["model=gtp2", "algo.group_size=4"], "there is no `model=gtp2`. Did you mean `gpt2`?"),
+        (["moddel=tiny"], "there is no option `moddel`. Did you mean `model`?"),
+        (["algo.groupsize=4"], "there is no option `algo.groupsize`. Did you mean `algo.group_size`?"),
+        (["optim.learning_rate=1"], "no option `optim.learning_rate`. `optim` has: lr, betas, eps, weight_decay."),
+        (["algo.lr=1"], "there is no option `algo.lr`. Did you mean `optim.lr`?"),
+        (["-m", "algo.groupsize=4,8"], "there is no option `algo.groupsize`. Did you mean `algo.group_size`?"),
+        (["+algo.groupsize=4"], "there is no option `algo.groupsize`. Did you mean `group_size`?"),
+        (["+max_steps=3"], "there is no option `max_steps`. Did you mean `trainer.max_steps`?"),
+        (["++watch.metrics=val/success"], "there is no option `watch.metrics`. Did you mean `watch.metric`?"),
+        (["mode=fitt"], "`mode` must be one of fit, validate, predict, got `fitt`. Did you mean `fit`?"),
+        (["data=prompts", "reward.path=a.py:f"], "`data.path` must be given: add `data.path=...` to the command line."),
+        (
+            ["+callbacks.mine._target_=nowhere.Mine"],
+            "`callbacks.mine._target_` must name what can be imported, got `now",
+        ),
+    ],
+)
+def test_mistake_ends_with_the_nearest_name(command_line, arguments, said):
+    status, _, errors = command_line(*arguments)
+    assert status == 1
+    assert said in errors
+    assert "Traceback" not in errors
+
+
+def test_the_traceback_is_kept_in_the_folder_of_the_run(command_line, tmp_path):
+    _, _, errors = command_line("algo.group_size=1", "hydra.run.dir=here")
+    log = tmp_path / "here" / "train.log"
+    assert f"The traceback is in {log}; set HYDRA_FULL_ERROR=1 to see it here." in errors
+    assert "Traceback (most recent call last)" in log.read_text()
+    assert "`group_size` must be >= 2, got 1" in log.read_text()
+
+
+def test_the_traceback_is_shown_when_asked_for(monkeypatch, command_line):
+    def broken(cfg):
+        raise ValueError("boom")
+
+    monkeypatch.setattr(run, "run", broken)
+    assert command_line()[0] == 1
+    with pytest.raises(ValueError, match="boom"):
+        command_line(full_errors="1")
+
+
+def test_what_is_not_the_users_mistake_is_not_hidden(monkeypatch, command_line):
+    def broken(cfg):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(run, "run", broken)
+    with pytest.raises(ZeroDivisionError):
+        command_line()
+
+
+# What is run.
+
+
+def test_additions_that_something_reads_pass(command_line, runs):
+    callback = "lightning.pytorch.callbacks.Timer"
+    status, _, errors = command_line("+trainer.deterministic=1", f"+callbacks.timer._target_={callback}", "++seed=3")
+    assert (status, runs[0]["seed"], runs[0]["trainer"]["deterministic"]) == (0, 3, 1), errors
+    assert runs[0]["callbacks"]["timer"] == {"_target_": callback}
+
+
+def test_a_sweep_runs_every_value(command_line, runs, tmp_path):
+    status, _, errors = command_line("-m", "seed=0,1", "optim.lr=1e-4", "hydra.sweep.dir=sweep")
+    assert status == 0, errors
+    assert [(cfg["seed"], cfg["optim"]["lr"]) for cfg in runs] == [(0, 1e-4), (1, 1e-4)]
+    assert [cfg["run_dir"] for cfg in runs] == [str(tmp_path / "sweep" / str(number)) for number in range(2)]
+    assert runs[0]["names"] == {"algo": "grpo", "model": "tiny", "data": "gridworld"}
+
+
+def test_another_application_can_include_the_configuration(command_line, runs, tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "hydra: {searchpath: ['pkg://lit_posttrain.conf']}\ndefaults: [train, _self_]\ngreeting: hello\nseed: 7\n"
+    )
+    status, _, errors = command_line("-cd", str(tmp_path), "-cn", "mine", "algo.group_size=4", "greeting=bye")
+    assert status == 0, errors
+    (cfg,) = runs
+    assert (cfg["greeting"], cfg["seed"], cfg["algo"]["seed"], cfg["algo"]["group_size"]) == ("bye", 7, 7, 4)
+
+
+def test_an_application_of_its_own_can_include_the_configuration(tmp_path):
+    (tmp_path / "mine.yaml").write_text(
+        "hydra: {searchpath: ['pkg://lit_posttrain.conf']}\ndefaults: [train, _self_]\ngreeting: hello\n"
+    )
+    (tmp_path / "mine.py").write_text(
+        "import hydra\n"
+        "@hydra.main(version_base='1.3', config_path='.', config_name='mine')\n"
+        "def main(cfg): print(cfg.greeting, cfg.algo._target_, cfg.names.model)\n"
+        "main()\n"
+    )
+    command = [sys.executable, "mine.py", "algo.group_size=4"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.split() == ["hello", "lit_posttrain.algos.grpo.GRPO", "tiny"]
+
+
+def test_a_resumed_run_goes_on_in_its_folder(tmp_path):
+    folder = tmp_path / "a run"
+    (folder / "checkpoints").mkdir(parents=True)
+    checkpoint = f"ckpt_path={folder}/checkpoints/last.ckpt"
+    assert resume_in_place([checkpoint]) == [checkpoint]  # a checkpoint that lies elsewhere
+    (folder / "config.yaml").write_text("")
+    assert resume_in_place(["seed=1", checkpoint]) == ["seed=1", checkpoint, f"hydra.run.dir='{folder}'"]
+    for others in (["mode=validate"], ["hydra.run.dir=x"], ["-m"], ["--multirun"]):
+        assert resume_in_place([*others, checkpoint]) == [*others, checkpoint]
+    assert resume_in_place(["ckpt_path=null"]) == ["ckpt_path=null"]

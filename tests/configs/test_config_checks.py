@@ -1,0 +1,90 @@
+"""What is said of a configuration before anything is built."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from lit_posttrain.app.checks import check_config
+from lit_posttrain.app.run import make_trainer
+from lit_posttrain.app.watched_metric import WatchedMetric
+from lit_posttrain.callbacks.metrics_history import MetricsHistory
+from tests.composing import compose_train
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["+algo.sampling.temprature=1"], "no option `algo.sampling.temprature`. Did you mean `temperature`?"),
+        (["+trainer.max_step=4"], "there is no option `trainer.max_step`. Did you mean `max_steps`?"),
+        (["+callbacks.last_checkpoint.file_name=x"], "`callbacks.last_checkpoint.file_name`. Did you mean `filename`?"),
+        (["mode=null"], "`mode` must be one of fit, validate, predict, got `None`."),
+        (["data=prompts"], "`data.path`, `reward.path` must be given: add `data.path=... reward.path=...`"),
+        (["model=local"], "`model.path` must be given: add `model.path=...` to the command line."),
+        (["algo.mask_truncated=no"], "`algo.mask_truncated` must be true or false, got `no`."),
+        (["algo.group_size=eight"], "`algo.group_size` must be a whole number, got `eight`."),
+        (["algo.group_size=2.5"], "`algo.group_size` must be a whole number, got `2.5`."),
+        (["algo.clip_low=null"], "`algo.clip_low` must be a number, got null."),
+        (["trainer.max_steps=ten"], "`trainer.max_steps` must be a whole number, got `ten`."),
+        (["seed=one"], "`seed` must be a whole number, got `one`."),
+        (["val_every_steps=0"], "`val_every_steps` must be >= 1 or null, got 0."),
+        (["trainer.accumulate_grad_batches=0"], "`trainer.accumulate_grad_batches` must be >= 1, got 0."),
+        (
+            ["+trainer.val_check_interval=5"],
+            "`trainer.val_check_interval` is taken: use `val_every_steps`, which counts",
+        ),
+        (["trainer.precision=16-true"], "`trainer.precision=16-true` ends in NaN with AdamW: use 32-true"),
+        (["ckpt_path=no/such.ckpt"], "there is no checkpoint `no/such.ckpt`; those of a run are in its checkpoints/"),
+    ],
+)
+def test_check_explains(arguments, said):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        check_config(compose_train(*arguments))
+    assert said in str(error.value)
+
+
+def test_check_finds_nothing_wrong_with_the_defaults():
+    check_config(compose_train())
+    check_config(compose_train("val_every_steps=null", "algo.clip_low=0", "algo.dual_clip=3", "+data.val_size=4"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "reported", "said"),
+    [
+        (
+            "val/rewrad",
+            ["val/reward", "val/success"],
+            "Did you mean `val/reward`? Validation reports: val/reward, val/s",
+        ),
+        ("val/reward", ["val/reward"], None),
+        ("reward/mean", ["val/reward"], None),  # known when training has begun
+        ("val/reward", ["grad_norm"], None),  # nothing was validated
+    ],
+)
+def test_watched_metric_is_one_of_validation(metric, reported, said):
+    trainer = SimpleNamespace(callback_metrics=dict.fromkeys(reported, 0.0))
+    if said is None:
+        WatchedMetric(metric).on_sanity_check_end(trainer, None)
+    else:
+        with pytest.raises(
+            ValueError, match=r"`watch\.metric` must be a metric of this run, got `val/rewrad`"
+        ) as error:
+            WatchedMetric(metric).on_sanity_check_end(trainer, None)
+        assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("val_every_steps", "max_steps", "accumulate", "batches"),
+    [(50, 100, 4, 200), ("null", 30, 2, 60), ("null", -1, 1, sys.maxsize)],
+)
+def test_validation_counts_optimiser_steps(val_every_steps, max_steps, accumulate, batches, tmp_path):
+    cfg = compose_train(
+        f"val_every_steps={val_every_steps}",
+        f"trainer.max_steps={max_steps}",
+        f"trainer.accumulate_grad_batches={accumulate}",
+        "logger=csv",
+        run_dir=tmp_path,
+    )
+    trainer = make_trainer(cfg, MetricsHistory())
+    assert (trainer.val_check_interval, trainer.check_val_every_n_epoch) == (batches, None)
+    assert [type(logger).__name__ for logger in trainer.loggers] == ["MetricsCSV"]

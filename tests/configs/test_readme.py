@@ -1,0 +1,111 @@
+"""Every command and every block of Python in the README runs."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lit_posttrain.app.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line
+]
+# The set-up commands and pytest itself are what .ci/run does; make_tiny takes minutes.
+ELSEWHERE = {'pip install -e ".[dev]" && pytest', "python scripts/make_tiny.py"}
+SHORT = {
+    "trainer.max_steps": "1",
+    "logger": "csv",
+    "data.batch_size": "2",
+    "algo.group_size": "2",
+    "data.val_size": "2",
+    "data.path.num_prompts": "8",
+    "data.path.num_validation": "2",
+    "algo.sampling.max_new_tokens": "4",
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, word_tokenizer):
+    """A folder with what the commands name: data, a reward, a finished run, and a cache in which gpt2 exists."""
+    folder = tmp_path_factory.mktemp("readme")
+    snapshot = folder / "hub" / "models--gpt2" / "snapshots" / ("0" * 40)
+    config = GPT2Config(vocab_size=40, n_positions=256, n_embd=8, n_layer=1, n_head=1, eos_token_id=1)
+    GPT2LMHeadModel(config).save_pretrained(snapshot)
+    word_tokenizer.save_pretrained(snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    rows = [f'{{"prompt": "w{i} w3", "question": "w{i}?", "answer": "w1 #### {i}"}}' for i in range(8)]
+    for name in ("prompts.jsonl", "gsm8k_train.jsonl"):
+        (folder / name).write_text("\n".join(rows) + "\n")
+    reward = next(block for kind, block in BLOCKS if kind == "python" and "my_rewards.py" in block)
+    (folder / "my_rewards.py").write_text(reward)
+    run(folder, "python train.py hydra.run.dir=run")
+    return folder
+
+
+def arguments_of(command: str) -> list[str]:
+    """The command's own arguments, with settings that make it short where it does not name them itself."""
+    words = shlex.split(command.replace("<run>", "run"))
+    assert words[:2] == ["python", "train.py"], command
+    given = dict(word.split("=", 1) for word in words[2:] if not word.startswith("-"))
+    settings = dict(SHORT)
+    if "data" in given:
+        del settings["data.path.num_prompts"], settings["data.path.num_validation"]
+    else:
+        del settings["data.val_size"]
+    if "ckpt_path" in given and "mode" not in given:
+        settings["trainer.max_steps"] = "2"
+    kept = [word for word in words[2:] if word.split("=")[0] not in settings]
+    return [*kept, *(f"{name}={value}" for name, value in settings.items())]
+
+
+def run(folder: Path, command: str) -> None:
+    """In this process, which has imported torch already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["train.py", *arguments_of(command)])
+        patch.setenv("HYDRA_FULL_ERROR", "1")
+        GlobalHydra.instance().clear()
+        main()
+        GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize("command", [c for c in dict.fromkeys(COMMANDS) if c not in ELSEWHERE and "gpt2" not in c])
+def test_command(world, command):
+    run(world, command.removeprefix("pip install -e . && "))
+
+
+def test_the_command_with_a_model_from_the_cache(world):
+    (command,) = (c for c in COMMANDS if "model=gpt2" in c)
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *arguments_of(command)],
+        cwd=world,
+        env={"PATH": "/usr/bin:/bin", "HF_HOME": str(world), "HF_HUB_OFFLINE": "1", "HOME": str(world)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
+
+
+def test_the_block_for_lightning_projects(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    block = next(block for kind, block in BLOCKS if kind == "python" and "Trainer(" in block)
+    assert len([line for line in block.splitlines() if line and not line.startswith(("from", "import"))]) <= 10
+    exec(compile(block, "README.md", "exec"), {})
+    assert (tmp_path / "my_model" / "model.safetensors").is_file()
+
+
+def test_every_metric_is_in_the_glossary(tmp_path_factory, world):
+    header = (world / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
+    for name in header[1:]:
+        stem = "reward/<function>" if name == "reward/path_reward" else name
+        assert f"`{stem}`" in README, name

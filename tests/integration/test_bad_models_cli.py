@@ -1,0 +1,129 @@
+"""Models, tokenizers and checkpoints that do not fit end in a message, before a step is made."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+
+from lit_posttrain.app.run import run
+from lit_posttrain.models.hub import hub_is_reachable
+from lit_posttrain.models.loading import BUILT_IN, Pretrained
+from tests.composing import compose_train
+from tests.failing import GRID, assert_says, failure
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Loading weights is a failure of its own."""
+    monkeypatch.setattr(Pretrained, "load", lambda self: pytest.fail("weights were loaded"))
+
+
+@pytest.fixture
+def tiny_copy(tmp_path):
+    """A folder with the built-in model, to be spoilt."""
+    return shutil.copytree(BUILT_IN["tiny"], tmp_path / "model")
+
+
+def test_tokenizer_without_eos(tmp_path, tiny_copy):
+    settings = json.loads((tiny_copy / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (tiny_copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert_says(
+        failure(tmp_path / "run", *GRID, "model=local", f"model.path={tiny_copy}"),
+        "the tokenizer has no EOS token: a completion could not end.",
+        "tokenizer.eos_token = ...",
+    )
+
+
+def test_vocabulary_of_another_model(tmp_path):
+    AutoTokenizer.from_pretrained(BUILT_IN["tiny"]).save_pretrained(tmp_path / "model")
+    GPT2LMHeadModel(GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path / "model")
+    assert_says(
+        failure(tmp_path / "run", *GRID, "model=local", f"model.path={tmp_path}/model"),
+        "the tokenizer has 83 tokens but the model only 10 embeddings",
+        "resize_token_embeddings",
+    )
+
+
+def test_no_causal_language_model(tmp_path, no_weights):
+    config = T5Config(vocab_size=10, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    assert_says(
+        failure(tmp_path / "run", *GRID, "model=local", f"model.path={tmp_path}/model"),
+        "holds a t5 model, which is no causal language model",
+        "Check `model.path`",
+    )
+
+
+def test_folder_that_is_no_model(tmp_path, no_weights):
+    (tmp_path / "empty").mkdir()
+    assert_says(
+        failure(tmp_path / "run", *GRID, "model=local", f"model.path={tmp_path}/nowhere"),
+        "there is no folder",
+        "check `model.path`",
+    )
+    assert_says(
+        failure(tmp_path / "run", *GRID, "model=local", f"model.path={tmp_path}/empty"),
+        "is a folder without a config.json",
+        "written by `save_pretrained`",
+    )
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """The Hub may not be asked, whatever was found out about it before."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub_is_reachable.cache_clear()
+    yield
+    hub_is_reachable.cache_clear()
+
+
+def test_unknown_name_offline(tmp_path, no_weights, offline):
+    assert_says(
+        failure(tmp_path / "run", *GRID, "model=local", "model.path=somebody/no-such-model"),
+        "the model `somebody/no-such-model` is not in the local cache",
+        "HF_HUB_OFFLINE is set",
+        "model=local model.path=/a/folder",
+    )
+
+
+# Checkpoints.
+
+
+def test_missing_checkpoint(tmp_path, no_weights):
+    assert_says(
+        failure(tmp_path / "run", *GRID, f"ckpt_path={tmp_path}/none.ckpt"),
+        f"there is no checkpoint `{tmp_path}/none.ckpt`",
+    )
+
+
+@pytest.mark.parametrize("mode", ["fit", "validate", "predict"])
+def test_file_that_is_no_checkpoint(tmp_path, no_weights, mode):
+    weights = BUILT_IN["tiny"] / "model.safetensors"
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "other.pt")
+    torch.save([1], tmp_path / "list.pt")
+    torch.save({"global_step": tmp_path}, tmp_path / "unsafe.pt")
+    (tmp_path / "text.ckpt").write_text("nothing")
+    others = [tmp_path / name for name in ("other.pt", "list.pt", "unsafe.pt", "text.ckpt")]
+    for path in [weights, *(others if mode == "fit" else [])]:
+        assert_says(
+            failure(tmp_path / "run", *GRID, f"mode={mode}", f"ckpt_path={path}"),
+            f"`ckpt_path` must be a checkpoint that a run wrote, got `{path}`",
+            "To start from exported weights: `model=local model.path=<run>/export`",
+        )
+
+
+def test_checkpoint_of_another_algorithm(tmp_path):
+    run(compose_train(*GRID, "callbacks.last_checkpoint.every_n_train_steps=1", run_dir=tmp_path / "first"))
+    path = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save(checkpoint | {"algorithm": "DPO"}, path)
+    assert_says(
+        failure(tmp_path / "run", *GRID, f"ckpt_path={path}"),
+        "the checkpoint was written by DPO, this run is GRPO",
+        "model=local model.path=<run>/export",
+    )
