@@ -117,6 +117,27 @@ class Rollout(TokenBatch):
         self.old_logprobs = old_logprobs
         self.ref_logprobs = ref_logprobs
 
+    @classmethod
+    def masked_row(cls, pad_id: int, *, like: "Rollout | None" = None) -> Self:
+        """One row of a single token that counts for nothing, so that a rank without sequences can still take part.
+
+        Args:
+            pad_id: written as its tokens.
+            like: the rollout that it joins; it gets the log-probs that this has.
+        """
+        ids, real = torch.full((1, 1), pad_id), torch.ones(1, 1, dtype=torch.bool)
+        zeros = torch.zeros(1, 1) if like is None else torch.zeros(1, 1, dtype=like.advantages.dtype)
+        return cls(
+            prompt_ids=ids,
+            prompt_mask=real,
+            completion_ids=ids,
+            completion_mask=real,
+            loss_mask=~real,
+            advantages=zeros,
+            old_logprobs=None if like is None or like.old_logprobs is None else zeros,
+            ref_logprobs=None if like is None or like.ref_logprobs is None else zeros,
+        )
+
     def model_inputs(self) -> dict[str, Tensor]:
         """What `Policy.forward` takes."""
         return {

@@ -103,10 +103,21 @@ def test_an_empty_micro_batch_is_one_masked_row():
     assert filler.rollout.old_logprobs.tolist() == [[0]]
     assert filler.rollout.ref_logprobs is None
     assert filler.normalizer == 2
-    without_rows = PlannedRollout(
-        None, [[torch.tensor([], dtype=torch.long)]], torch.tensor([2.0]), torch.tensor([True]), pad_id=7
+
+
+def test_a_rank_without_prompts_has_the_log_probs_that_the_others_have():
+    alone = PlannedRollout(
+        Rollout.masked_row(7, like=make_rollout([1], [2])),
+        [[torch.tensor([], dtype=torch.long)]],
+        torch.tensor([2.0]),
+        torch.tensor([True]),
+        pad_id=7,
     )
-    assert without_rows.micro_batch(0).skip_step
+    batch = alone.micro_batch(0)
+    assert batch.skip_step
+    assert batch.rollout.old_logprobs is not None
+    assert batch.rollout.ref_logprobs is None
+    assert not batch.rollout.loss_mask.any()
 
 
 def test_a_stored_rollout_gives_the_same_micro_batches(tmp_path):
