@@ -103,12 +103,12 @@ def main() -> None:
     """Read the options, train, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=BUILT_IN["tiny"])
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--noise", type=float, default=0.25)
-    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--noise", type=float, default=0.3)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=96)
     args = parser.parse_args()
     torch.set_num_threads(1)  # sums in one order, whatever the machine
