@@ -5,10 +5,11 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_posttrain.algos.experience import Experience, PromptRow, check_prompt_lengths, collect
+from lit_posttrain.algos.experience import Experience, PromptRow, check_prompt_lengths, check_rows, collect
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicyModule, PolicySource
 from lit_posttrain.algos.validation_scores import ValidationScores
 from lit_posttrain.data.prompts import PromptDataModule
@@ -30,7 +31,8 @@ class CompletingModule(PolicyModule):
         scores: validation metrics by name, functions with the signature of a reward; None = those that the
             `PromptDataModule` brings.
         sampling: how completions are drawn.
-        generation_batch_size: completions decoded together, a knob of memory and speed; None = all.
+        generation_batch_size: completions decoded together, a knob of memory and speed, in whole
+            groups and at least one; None = all.
         val_samples: samples of each validation prompt, beside the greedy completion.
         optimizer: see `PolicyModule`.
         scheduler: see `PolicyModule`.
@@ -109,7 +111,8 @@ class CompletingModule(PolicyModule):
 
     def _complete(self, rows: list[PromptRow], *, sampling: Sampling, num_samples: int) -> Experience:
         """With random numbers that depend on what the prompt says alone: the same in every run and at every step."""
-        keys = torch.tensor([stable_hash(row.get("prompt")) for row in rows])
+        check_rows(rows)
+        keys = torch.tensor([stable_hash(row["prompt"]) for row in rows])
         return self.collect(rows, sampling=sampling, num_samples=num_samples, prompt_keys=keys, seed=VALIDATION_SEED)
 
     def validation_step(self, rows: list[PromptRow], batch_idx: int) -> None:
@@ -132,8 +135,10 @@ class CompletingModule(PolicyModule):
         trainer = self.trainer
         if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
             return
-        self.log_dict(metrics, logger=False, batch_size=1)
-        self.log_now(metrics)
+        alone = trainer.state.fn == TrainerFn.VALIDATING  # `trainer.validate` returns what goes to the loggers this way
+        self.log_dict(metrics, logger=alone, batch_size=1)
+        if not alone:
+            self.log_now(metrics)
 
     def log_now(self, metrics: dict[str, Tensor]) -> None:
         """Hand metrics to the loggers at the number of optimiser steps done, which `self.log` does not."""

@@ -1,7 +1,7 @@
 """Prompts in, scored completions out: what training and validation both do with the policy."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +81,6 @@ def collect(
         forward_context: that of the Trainer's precision.
 
     Raises:
-        KeyError: if a row has no prompt.
         ValueError: if a prompt leaves no room for a completion in the model's context.
     """
     started = time.perf_counter()
@@ -107,12 +106,27 @@ def collect(
     return Experience(repeated, completions, texts, tokens, truncated, time.perf_counter() - started)
 
 
+def check_rows(rows: Sequence[PromptRow]) -> None:
+    """Refuse a batch that is no list of row dictionaries with a prompt each.
+
+    Raises:
+        TypeError: if a row is no dictionary.
+        KeyError: if it has no prompt.
+    """
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise TypeError(
+                f"prompt batches must be a list of dictionaries, got {type(rows).__name__} of {type(row).__name__}; "
+                "A stock DataLoader stacks its rows unless told otherwise: `DataLoader(rows, collate_fn=list)`."
+            )
+        if "prompt" not in row:
+            raise KeyError(f"a prompt row needs the key `prompt`; this one has {', '.join(map(repr, row)) or 'none'}.")
+
+
 def encode_row(
     row: PromptRow, tokenizer: PreTrainedTokenizerBase, *, model: PreTrainedModel, sampling: Sampling
 ) -> list[int]:
     """Token ids of a row's prompt, which together with the longest completion must fit the model's context."""
-    if "prompt" not in row:
-        raise KeyError(f"a prompt row needs the key `prompt`; this one has {', '.join(map(repr, row)) or 'none'}.")
     ids = encode_prompt(row["prompt"], tokenizer)
     context = context_length(model)
     if context is not None and len(ids) + sampling.max_new_tokens > context:

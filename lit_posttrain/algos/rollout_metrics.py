@@ -49,8 +49,9 @@ def rollout_metrics(
 ) -> dict[str, Tensor]:
     """Means over the completions of all ranks, by the names of the glossary. fp32 scalars.
 
-    A reward's mean and standard deviation are over scorable completions; `rollout/zero_std_frac` is the share of groups
-    whose rewards are all equal, `rollout/unique_frac` that of distinct completions within their group.
+    A reward's mean and standard deviation are over scorable completions, NaN where there is none;
+    `rollout/zero_std_frac` is the share of groups whose rewards are all equal, `rollout/unique_frac` that of distinct
+    completions within their group.
     """
     names, sums = _sums(record)
     totals = dict(zip(names, sum_over_ranks(sums), strict=True))
@@ -59,11 +60,10 @@ def rollout_metrics(
     maxima = max_over_ranks(torch.tensor(seconds + lengths))
 
     def share(name: str, count: str) -> Tensor:
-        return (totals[name] / totals[count].clamp(min=1)).float()
+        return totals[name] / totals[count]  # NaN where there was nothing to count: not the same as a mean of 0
 
     def std(name: str, count: str) -> Tensor:
-        mean = totals[name] / totals[count].clamp(min=1)
-        return (totals[f"{name}^2"] / totals[count].clamp(min=1) - mean**2).clamp(min=0).sqrt().float()
+        return (share(f"{name}^2", count) - share(name, count) ** 2).clamp(min=0).sqrt()
 
     metrics = {
         "reward/mean": share("reward", "scored"),
@@ -110,4 +110,4 @@ def _sums(record: RolloutRecord) -> tuple[list[str], Tensor]:
         sums["distinct"] = sum(
             len(set(texts[start : start + record.group_size])) for start in range(0, len(texts), record.group_size)
         )
-    return list(sums), torch.tensor(list(sums.values()), dtype=torch.float32)
+    return list(sums), torch.tensor(list(sums.values()), dtype=torch.float64)

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_posttrain.algos.completing_module import CompletingModule
-from lit_posttrain.algos.experience import Experience, PromptRow, evaluation_mode
+from lit_posttrain.algos.experience import Experience, PromptRow, check_rows, evaluation_mode
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
 from lit_posttrain.algos.rollout_metrics import RolloutRecord, rollout_metrics
 from lit_posttrain.batching import PlannedRollout, Rollout, in_batches, plan_steps
@@ -132,6 +132,7 @@ class RolloutModule(CompletingModule):
         """
         slots = torch.arange(len(rows)) * self.trainer.world_size + self.global_rank  # prompt numbers over all ranks
         experience = None
+        check_rows(rows)
         if rows:
             keys = slots + (index << 32)
             experience = self.collect(

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -16,6 +17,9 @@ from lit_posttrain.app.hints import check_additions, explain_composition_error
 
 # Errors that tell a user what to change; anything else is shown with its traceback.
 USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, ImportError, RuntimeError, OSError)
+
+
+TERMINATED = 128 + signal.SIGTERM
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lit_posttrain.conf", config_name="train")
@@ -48,6 +52,11 @@ def main() -> None:
         if full_errors:
             raise
         _leave(error, None)
+    except SystemExit as stop:
+        if type(stop) is SystemExit:
+            raise
+        print("\nterminated; go on with ckpt_path=<run>/checkpoints/last.ckpt", file=sys.stderr)  # noqa: T201
+        sys.exit(TERMINATED)  # Lightning's SIGTERMException carries no status, which would read as success
 
 
 def resume_in_place(arguments: list[str]) -> list[str]:

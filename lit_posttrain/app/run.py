@@ -16,10 +16,11 @@ from hydra.utils import instantiate
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lit_posttrain.algos.policy_module import PolicyModule
 from lit_posttrain.app.checks import check_config
+from lit_posttrain.app.config_file import ConfigFile
 from lit_posttrain.app.summary import describe_run, write_json
 from lit_posttrain.app.watched_metric import WatchedMetric
 from lit_posttrain.callbacks.metrics_csv import MetricsCSV
@@ -61,7 +62,6 @@ def run(cfg: DictConfig) -> float | None:
     else:
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)  # there already where Hydra runs the job
-            OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
         started = time.time()
         trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")  # to go on from with more steps
@@ -74,7 +74,7 @@ def run(cfg: DictConfig) -> float | None:
 
 def make_trainer(cfg: DictConfig, history: MetricsHistory) -> Trainer:
     """The Trainer of the configuration, with its callbacks and loggers; steps become batches here."""
-    callbacks: list[Callback] = [history, WatchedMetric(cfg.watch.metric)]
+    callbacks: list[Callback] = [history, WatchedMetric(cfg.watch.metric), ConfigFile(cfg)]
     callbacks += [instantiate(callback, _convert_="all") for callback in (cfg.callbacks or {}).values() if callback]
     loggers: list[Logger] = [instantiate(each, _convert_="all") for each in (cfg.logger or {}).values() if each]
     if cfg.ckpt_path is not None:
@@ -138,7 +138,7 @@ def finish(cfg: DictConfig, trainer: Trainer, module: PolicyModule, history: Met
     folder = Path(cfg.run_dir)
     summary = describe_run(cfg, trainer, module, history, wall_s=wall_s)
     module.save_pretrained(folder / "export")
-    best = best_checkpoint(trainer, last=history.metrics.get(cfg.watch.metric, {}).get("last"))
+    best = best_checkpoint(trainer, cfg.watch.metric, last=history.metrics.get(cfg.watch.metric, {}).get("last"))
     if best is not None:
         checkpoint = torch.load(best, map_location="cpu", weights_only=True)
         module.load_state_dict(checkpoint["state_dict"])
@@ -150,17 +150,18 @@ def finish(cfg: DictConfig, trainer: Trainer, module: PolicyModule, history: Met
     log.info("%s steps in %.0f s; everything is in %s", summary["steps"], wall_s, folder)
 
 
-def best_checkpoint(trainer: Trainer, *, last: float | None) -> str | None:
+def best_checkpoint(trainer: Trainer, metric: str, *, last: float | None) -> str | None:
     """The checkpoint whose weights are better than the last ones, None where the last are the best.
 
     Args:
-        trainer: after a fit; one of its checkpoint callbacks may watch a metric.
-        last: that metric at the end, which may have been measured after the last checkpoint.
+        trainer: after a fit; one of its checkpoint callbacks may watch the metric.
+        metric: the name of the metric.
+        last: its value at the end, which may have been measured after the last checkpoint.
     """
     for callback in trainer.checkpoint_callbacks:
-        if not isinstance(callback, ModelCheckpoint) or callback.monitor is None or callback.best_model_score is None:
+        if not isinstance(callback, ModelCheckpoint) or callback.monitor != metric or not callback.best_model_path:
             continue
-        best = callback.best_model_score.item()
+        best = float(callback.best_model_score)  # type: ignore[arg-type]
         if last is None or (last < best if callback.mode == "max" else last > best):
             return callback.best_model_path
     return None

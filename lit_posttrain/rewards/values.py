@@ -3,6 +3,7 @@
 import math
 from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +14,8 @@ def read_values(returned: object, *, name: str, num_rows: int) -> list[float]:
     """Check the values that a reward function returned, one per completion.
 
     Args:
-        returned: a list, a tuple or a 1-D tensor; numbers (True and False count as 1 and 0), or None for a completion
-            that cannot be scored.
+        returned: a list, a tuple, or a 1-D tensor or array; numbers (True and False count as 1 and 0), or None for a
+            completion that cannot be scored.
         name: name of the function.
         num_rows: number of completions.
 
@@ -28,14 +29,14 @@ def read_values(returned: object, *, name: str, num_rows: int) -> list[float]:
     >>> read_values([1, True, None, 0.5], name="format", num_rows=4)
     [1.0, 1.0, nan, 0.5]
     """
-    if isinstance(returned, Tensor) and returned.dim() == 1:
+    if isinstance(returned, Tensor | np.ndarray) and returned.ndim == 1:
         values = returned.tolist()
     elif isinstance(returned, (list, tuple)):
         values = list(returned)
     else:
         raise TypeError(
-            f"The reward function `{name}` must return a list, a tuple or a 1-D tensor, got {_describe(returned)}: "
-            "one number or None per completion."
+            f"The reward function `{name}` must return a list, a tuple, or a 1-D tensor or array, got "
+            f"{_describe(returned)}: one number or None per completion."
         )
     if len(values) != num_rows:
         raise ValueError(

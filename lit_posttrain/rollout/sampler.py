@@ -52,18 +52,18 @@ def sample_completions(
         keys: a key for each row (`sample_keys`), (N * G,).
         eos_ids: every id that ends a completion.
         pad_id: written where there is no token; never read.
-        batch_size: rows decoded together, a knob of memory and speed; None = all of them.
+        batch_size: rows decoded together, a knob of memory and speed, in whole groups and at least one; None = all.
     """
     device = model.device
-    rows_at_once = max(1, (batch_size or len(prompts) * num_samples) // num_samples)
+    prompts_at_once = max(1, (batch_size or len(prompts) * num_samples) // num_samples)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     ids = torch.full((len(prompts), num_samples, sampling.max_new_tokens), pad_id, device=device)
     lengths = torch.zeros((len(prompts), num_samples), dtype=torch.long, device=device)
     finished = torch.zeros((len(prompts), num_samples), dtype=torch.bool, device=device)
     keys = keys.to(device).view(len(prompts), num_samples)
     eos = torch.tensor(sorted(eos_ids), device=device)
-    for start in range(0, len(order), rows_at_once):
-        chosen = order[start : start + rows_at_once]
+    for start in range(0, len(order), prompts_at_once):
+        chosen = order[start : start + prompts_at_once]
         prompt_ids, prompt_mask = pad_left([prompts[index] for index in chosen], pad_id=pad_id)
         part = _decode(
             model, prompt_ids.to(device), prompt_mask.to(device), sampling, keys[chosen].flatten(), eos, pad_id

@@ -191,6 +191,32 @@ def test_a_changing_accumulation_is_refused(grpo, tmp_path):
         trainer.fit(grpo(), MyPrompts())
 
 
+def test_validate_returns_its_metrics(grpo, tmp_path):
+    trainer = quiet(tmp_path, logger=CSVLogger(tmp_path))
+    (returned,) = trainer.validate(grpo(), MyPrompts(), verbose=False)
+    assert returned["val/reward"] == trainer.callback_metrics["val/reward"].item()
+
+
+def test_nothing_scorable_is_not_a_reward_of_zero(grpo, tmp_path):
+    trainer = quiet(tmp_path, max_steps=1, enable_checkpointing=False, limit_val_batches=0)
+    trainer.fit(grpo(lambda completions, **columns: [None] * len(completions)), MyPrompts())
+    assert torch.isnan(trainer.callback_metrics["reward/mean"])
+    assert torch.isnan(trainer.callback_metrics["reward/std"])
+
+
+def test_the_spread_of_large_rewards_is_exact(grpo, tmp_path):
+    trainer = quiet(tmp_path, max_steps=1, enable_checkpointing=False, limit_val_batches=0)
+    trainer.fit(grpo(lambda completions, **columns: [10000.0 + i % 2 for i in range(len(completions))]), MyPrompts())
+    assert trainer.callback_metrics["reward/std"].item() == pytest.approx(0.5)
+    assert trainer.callback_metrics["reward/mean"].item() == pytest.approx(10000.5)
+
+
+def test_a_dataloader_that_stacks_its_rows_is_explained(grpo, tmp_path):
+    trainer = quiet(tmp_path, max_steps=1)
+    with pytest.raises(TypeError, match=r"must be a list of dictionaries, got dict of str.*collate_fn=list"):
+        trainer.fit(grpo(), DataLoader(PROMPTS, batch_size=3))
+
+
 def test_a_row_without_prompt_is_named(grpo, tmp_path):
     trainer = quiet(tmp_path, max_steps=2)
     with pytest.raises(KeyError, match="needs the key `prompt`; this one has 'question'"):

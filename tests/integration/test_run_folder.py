@@ -134,6 +134,30 @@ def test_killed_in_the_middle_of_a_rollout_and_resumed(whole, tmp_path):
     assert completions.read_text() == (whole / "completions.jsonl").read_text()
 
 
+def test_a_refused_resume_leaves_the_folder_as_it_was(whole):
+    before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file() and path.suffix != ".log"}
+    process = start(
+        whole.parent, "algo.num_epochs=3", "trainer.max_steps=30", f"ckpt_path={whole}/checkpoints/last.ckpt"
+    )
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "resume with the same `num_epochs`" in output
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_terminated_is_not_success(tmp_path):
+    process = start(tmp_path, "hydra.run.dir=run", "trainer.max_steps=10000")
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output[-2000:]
+    assert "go on with ckpt_path=" in output
+
+
 def test_validate_and_predict_from_a_checkpoint(whole, tmp_path):
     finish(start(tmp_path, "mode=validate", f"ckpt_path={whole}/checkpoints/last.ckpt", "hydra.run.dir=validation"))
     scores = json.loads((tmp_path / "validation" / "validation.json").read_text())

@@ -133,7 +133,7 @@ def test_any_numbers_are_taken(values: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "error", "complaint"),
     [
-        (1.0, TypeError, "a list, a tuple or a 1-D tensor, got 1.0 .float."),
+        (1.0, TypeError, "a list, a tuple, or a 1-D tensor or array, got 1.0 .float."),
         (None, TypeError, "got None .NoneType."),
         ("ab", TypeError, "got 'ab' .str."),
         ({0: 1.0, 1: 2.0}, TypeError, "got .* .dict."),
