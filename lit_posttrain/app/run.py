@@ -52,7 +52,7 @@ def run(cfg: DictConfig) -> float | None:
     history = MetricsHistory(cfg.watch.metric, cfg.watch.mode)
     trainer = make_trainer(cfg, history)
     if cfg.mode == "validate":
-        trainer.validate(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, verbose=False)
+        trainer.validate(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True, verbose=False)
         scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
         if trainer.is_global_zero:
             log.info("\n".join(f"{name:24} {value:.4f}" for name, value in scores.items()))
@@ -63,10 +63,12 @@ def run(cfg: DictConfig) -> float | None:
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)  # there already where Hydra runs the job
         started = time.time()
-        trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")  # to go on from with more steps
         if trainer.enable_validation and trainer.global_step != history.last_validation_step:
-            trainer.validate(module, datamodule=datamodule, verbose=False)  # so that `last` is of the last weights
+            trainer.validate(
+                module, datamodule=datamodule, weights_only=True, verbose=False
+            )  # so that `last` is of the last weights
         if trainer.is_global_zero:
             finish(cfg, trainer, module, history, wall_s=time.time() - started)
     return history.metrics.get(cfg.watch.metric, {}).get("best")
@@ -112,7 +114,9 @@ def read_checkpoint(ckpt_path: str) -> dict[str, Any]:
 
 def predict(trainer: Trainer, module: PolicyModule, datamodule: LightningDataModule, cfg: DictConfig) -> None:
     """Complete the prompts and write `predictions.jsonl`, in the order of the prompts."""
-    ranks: list[Any] = [trainer.predict(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path) or []]
+    ranks: list[Any] = [
+        trainer.predict(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True) or []
+    ]
     if trainer.world_size > 1:
         ranks, own = [None] * trainer.world_size, ranks[0]
         dist.all_gather_object(ranks, own)
