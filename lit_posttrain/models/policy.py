@@ -130,10 +130,11 @@ def _without_left_padding(
     from 0, and no query is without a key. Returned as the arguments of a transformers model.
     """
     ids = torch.cat([prompt_ids, completion_ids], dim=1)
-    length = int((prompt_mask.sum(1) + completion_mask.sum(1)).max())
-    positions = torch.arange(max(1, length), device=ids.device).expand(len(ids), -1)
+    lengths = prompt_mask.sum(1, keepdim=True) + completion_mask.sum(1, keepdim=True)
+    positions = torch.arange(max(1, int(lengths.max())), device=ids.device).expand(len(ids), -1)
     left_padding = prompt_ids.shape[1] - prompt_mask.sum(1, keepdim=True)
-    source = (positions + left_padding).clamp(max=ids.shape[1] - 1)
+    # the last token stands in for the padding: transformers warns of pad ids that come without a mask
+    source = left_padding + torch.minimum(positions, lengths - 1).clamp(min=0)
     return {"input_ids": ids.gather(1, source), "attention_mask": None, "position_ids": positions, "use_cache": False}
 
 
