@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from lightning import Callback
 
 import tests.integration.conftest as world
 from tests.integration.conftest import PROMPTS
@@ -111,6 +112,27 @@ def test_a_step_without_spread_leaves_the_weights_alone(run_grpo, make_model, mo
     assert recorder.gradients == []
     initial = make_model("gpt2", scale=2.0).state_dict()
     assert all(torch.equal(p, initial[name]) for name, p in module.language_model.state_dict().items())
+
+
+class StepTokens(Callback):
+    """Tokens in each optimiser step, and the denominator that its micro-batches were given."""
+
+    def __init__(self) -> None:
+        self.counted: list[int] = []
+        self.given: list[float] = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self.counted.append(0)
+            self.given.append(batch.normalizer.item())
+        self.counted[-1] += int(batch.rollout.loss_mask.sum())
+
+
+def test_the_denominator_is_that_of_the_step_and_not_of_the_rollout(run_grpo):
+    tokens = StepTokens()
+    run_grpo(num_minibatches=3, callbacks=[tokens], trainer={"accumulate_grad_batches": 2, "max_steps": 6})
+    assert tokens.given == tokens.counted
+    assert len(set(tokens.counted)) > 1
 
 
 def test_unscorable_completions_have_no_advantage(run_grpo, monkeypatch):
