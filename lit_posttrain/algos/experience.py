@@ -116,8 +116,8 @@ def check_rows(rows: Sequence[PromptRow]) -> None:
     for row in rows:
         if not isinstance(row, Mapping):
             raise TypeError(
-                f"prompt batches must be a list of dictionaries, got {type(rows).__name__} of {type(row).__name__}; "
-                "A stock DataLoader stacks its rows unless told otherwise: `DataLoader(rows, collate_fn=list)`."
+                f"prompt batches must be a list of dictionaries, got {type(rows).__name__} of {type(row).__name__}: "
+                "a stock DataLoader stacks its rows unless told otherwise: `DataLoader(rows, collate_fn=list)`."
             )
         if "prompt" not in row:
             raise KeyError(f"a prompt row needs the key `prompt`; this one has {', '.join(map(repr, row)) or 'none'}.")

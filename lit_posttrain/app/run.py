@@ -66,9 +66,8 @@ def run(cfg: DictConfig) -> float | None:
         trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
         trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")  # to go on from with more steps
         if trainer.enable_validation and trainer.global_step != history.last_validation_step:
-            trainer.validate(
-                module, datamodule=datamodule, weights_only=True, verbose=False
-            )  # so that `last` is of the last weights
+            # so that `last` is of the last weights
+            trainer.validate(module, datamodule=datamodule, weights_only=True, verbose=False)
         if trainer.is_global_zero:
             finish(cfg, trainer, module, history, wall_s=time.time() - started)
     return history.metrics.get(cfg.watch.metric, {}).get("best")
@@ -104,12 +103,13 @@ def read_checkpoint(ckpt_path: str) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
-        return {**checkpoint, "global_step": checkpoint["global_step"]}
+        checkpoint["global_step"]  # a checkpoint of Lightning has it
     except (RuntimeError, UnpicklingError, KeyError, TypeError) as error:
         raise ValueError(
             f"`ckpt_path` must be a checkpoint that a run wrote, got `{ckpt_path}`. "
             "To start from exported weights: `model=local model.path=<run>/export`."
         ) from error
+    return checkpoint
 
 
 def predict(trainer: Trainer, module: PolicyModule, datamodule: LightningDataModule, cfg: DictConfig) -> None:
