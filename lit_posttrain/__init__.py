@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_posttrain.algos.grpo import GRPO
+    from lit_posttrain.algos.reinforce_pp import ReinforcePlusPlus
+    from lit_posttrain.algos.rloo import RLOO
     from lit_posttrain.data.prompts import PromptDataModule
     from lit_posttrain.models.loading import Pretrained
     from lit_posttrain.rewards.protocol import RewardFunctions
@@ -12,11 +14,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["GRPO", "Pretrained", "PromptDataModule", "RewardFunctions", "Sampling", "__version__"]
+__all__ = [
+    "GRPO",
+    "RLOO",
+    "Pretrained",
+    "PromptDataModule",
+    "ReinforcePlusPlus",
+    "RewardFunctions",
+    "Sampling",
+    "__version__",
+]
 
 _HOME = {
     "GRPO": "lit_posttrain.algos.grpo",
     "Pretrained": "lit_posttrain.models.loading",
+    "RLOO": "lit_posttrain.algos.rloo",
+    "ReinforcePlusPlus": "lit_posttrain.algos.reinforce_pp",
     "PromptDataModule": "lit_posttrain.data.prompts",
     "RewardFunctions": "lit_posttrain.rewards.protocol",
     "Sampling": "lit_posttrain.rollout.sampling",

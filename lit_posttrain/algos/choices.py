@@ -1,10 +1,17 @@
 """Named options, checked when a module is built and not when they are first used."""
 
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from lit_posttrain.functional import AdvantageScale, Aggregation, KLEstimator, KLGradient
 
+Ratio = Literal["token", "sequence"]
+Clipping = Literal["surrogate", "weight"]
+RewardBaseline = Literal["none", "group"]
+
 CHOICES: dict[str, Any] = {
+    "ratio": Ratio,
+    "clipping": Clipping,
+    "baseline": RewardBaseline,
     "scale": AdvantageScale,
     "aggregation": Aggregation,
     "kl_value": KLEstimator,
@@ -22,3 +29,16 @@ def check_choices(**named: str) -> None:
         options = get_args(CHOICES[name])
         if value not in options:
             raise ValueError(f"`{name}` must be one of {', '.join(options)}, got `{value}`.")
+
+
+def check_clip_range(clip_low: float, clip_high: float) -> None:
+    """Refuse bounds that are no distances from a ratio of 1.
+
+    Raises:
+        ValueError: naming the bound.
+    """
+    for name, clip in (("clip_low", clip_low), ("clip_high", clip_high)):
+        if not 0 <= clip < 1:
+            raise ValueError(
+                f"`{name}` must be in [0, 1), got {clip}: the ratio is clipped to [1 - clip_low, 1 + clip_high]."
+            )

@@ -41,6 +41,20 @@ class Experience:
     truncated: Tensor
     generate_s: float
 
+    @classmethod
+    def join(cls, parts: "Sequence[Experience]", *, pad_id: int) -> "Experience":
+        """Several in one, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(
+            rows=[row for part in parts for row in part.rows],
+            completions=[completion for part in parts for completion in part.completions],
+            texts=[text for part in parts for text in part.texts],
+            tokens=TokenBatch.join([part.tokens for part in parts], pad_id=pad_id),
+            truncated=torch.cat([part.truncated for part in parts]),
+            generate_s=sum(part.generate_s for part in parts),
+        )
+
     def score(self, functions: RewardFunctions) -> Tensor:
         """What each function gives each completion: (B, F), NaN where it gave None."""
         names = self.rows[0].keys() - {"prompt"}

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
@@ -149,6 +150,13 @@ class PolicyModule(L.LightningModule):
     def max_over_ranks(self, tensor: Tensor) -> Tensor:
         """All-reduce, on the module's device."""
         return self._reduce(tensor, "max")
+
+    def gather_over_ranks(self, thing: Any) -> list[Any]:
+        """Any picklable thing of each rank, on all of them."""
+        gathered: list[Any] = [thing] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            dist.all_gather_object(gathered, thing)
+        return gathered
 
     def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
         reduced = self.trainer.strategy.reduce(tensor.to(self.device), reduce_op=operation)

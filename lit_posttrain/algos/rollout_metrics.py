@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_posttrain.algos.experience import Experience
+from lit_posttrain.functional import has_spread
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class RolloutRecord:
         rewards: their weighted sum, (B,).
         advantages: (B,).
         group_size: completions of each prompt.
+        groups_kept: groups that are learnt from, None where that is all of them.
         score_s: seconds that scoring and log-probs took.
     """
 
@@ -33,6 +35,7 @@ class RolloutRecord:
     rewards: Tensor
     advantages: Tensor
     group_size: int
+    groups_kept: int | None
     score_s: float
 
     @property
@@ -51,7 +54,8 @@ def rollout_metrics(
 
     A reward's mean and standard deviation are over scorable completions, NaN where there is none;
     `rollout/zero_std_frac` is the share of groups whose rewards are all equal, `rollout/unique_frac` that of distinct
-    completions within their group.
+    completions within their group. `rollout/kept_frac`, the share of groups that are learnt from, is there with dynamic
+    sampling only.
     """
     names, sums = _sums(record)
     totals = dict(zip(names, sum_over_ranks(sums), strict=True))
@@ -79,6 +83,8 @@ def rollout_metrics(
         "time/generate_s": maxima[0],
         "time/score_s": maxima[1],
     }
+    if record.groups_kept is not None:
+        metrics["rollout/kept_frac"] = share("kept", "groups")
     return {name: value.float() for name, value in metrics.items()}
 
 
@@ -86,16 +92,16 @@ def _sums(record: RolloutRecord) -> tuple[list[str], Tensor]:
     scored = ~record.rewards.isnan()
     rewards = record.rewards.masked_fill(~scored, 0).double()
     advantages = record.advantages.cpu().double()
-    groups = record.rewards.view(-1, record.group_size)
     sums = {
         "completions": float(len(rewards)),
-        "groups": float(len(groups)),
+        "groups": float(len(rewards) // record.group_size),
+        "kept": float(record.groups_kept or 0),
         "scored": scored.sum().item(),
         "reward": rewards.sum().item(),
         "reward^2": (rewards**2).sum().item(),
         "advantage": advantages.sum().item(),
         "advantage^2": (advantages**2).sum().item(),
-        "flat_groups": sum(len({r for r in group if r == r}) < 2 for group in groups.tolist()),
+        "flat_groups": (~has_spread(record.rewards, group_size=record.group_size)).sum().item(),
         "length": float(record.num_tokens),
         "truncated": 0.0,
         "distinct": 0.0,

@@ -13,6 +13,7 @@ from lit_posttrain.algos.completing_module import CompletingModule
 from lit_posttrain.algos.experience import Experience, PromptRow, check_rows, evaluation_mode
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
 from lit_posttrain.algos.rollout_metrics import RolloutRecord, rollout_metrics
+from lit_posttrain.algos.samples import Samples, first_with_spread
 from lit_posttrain.batching import PlannedRollout, Rollout, in_batches, plan_steps
 from lit_posttrain.models.policy import TokenStatistics
 from lit_posttrain.models.reference import FrozenReference
@@ -20,6 +21,10 @@ from lit_posttrain.models.tokenizers import pad_token_id
 from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
 from lit_posttrain.rollout.counter_rng import stable_hash
 from lit_posttrain.rollout.sampling import Sampling
+
+# A prompt's random numbers are keyed by rollout, prompt batch in the rollout (8 bits) and place in that batch (24).
+PLACE_BITS = 24
+MAX_REFILLS = 1 << 8
 
 
 class RolloutModule(CompletingModule):
@@ -33,7 +38,8 @@ class RolloutModule(CompletingModule):
         group_size: completions of each prompt in a rollout, G.
         num_minibatches: optimiser steps in one pass over a rollout.
         num_epochs: passes over a rollout.
-        needs_reference: whether the loss has a KL term, so that a frozen copy of the policy is kept.
+        needs_reference: whether there is a KL term, so that a frozen copy of the policy is kept.
+        max_refills: further prompt batches that may be sampled in place of groups without spread; 0 = keep all groups.
         sampling: how completions are drawn, in rollouts and in sampled validation.
         generation_batch_size: see `CompletingModule`.
         val_samples: see `CompletingModule`.
@@ -54,6 +60,7 @@ class RolloutModule(CompletingModule):
         num_minibatches: int,
         num_epochs: int,
         needs_reference: bool,
+        max_refills: int,
         sampling: Sampling | Mapping[str, Any] | None,
         generation_batch_size: int | None,
         val_samples: int,
@@ -77,6 +84,10 @@ class RolloutModule(CompletingModule):
         for name, count in (("num_minibatches", num_minibatches), ("num_epochs", num_epochs)):
             if count < 1:
                 raise ValueError(f"`{name}` must be >= 1, got {count}.")
+        if not 0 <= max_refills < MAX_REFILLS:
+            raise ValueError(
+                f"`max_refills` must be from 0 to {MAX_REFILLS - 1}, got {max_refills}: further prompt batches."
+            )
         if self.sampling.greedy:
             raise ValueError(
                 "`sampling.temperature` must be > 0 to train: greedy completions of one prompt are all equal."
@@ -84,6 +95,7 @@ class RolloutModule(CompletingModule):
         self.group_size = group_size
         self.num_minibatches = num_minibatches
         self.num_epochs = num_epochs
+        self.max_refills = max_refills
         self.seed = seed
         self.reference: FrozenReference | None = None
         self.last_rollout: RolloutRecord | None = None
@@ -95,9 +107,22 @@ class RolloutModule(CompletingModule):
         """Optimiser steps that are made of one rollout."""
         return self.num_epochs * self.num_minibatches
 
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether anything compares with the log-probs under the policy that sampled."""
+        return self.steps_per_rollout > 1
+
+    def penalties(self, rollout: Rollout) -> Tensor:
+        """What is added to the reward of each sequence of this rank before it is compared, (B,); 0 by default."""
+        return torch.zeros(len(rollout), device=rollout.advantages.device)
+
     @abstractmethod
     def advantages(self, rewards: Tensor) -> Tensor:
         """Advantages of the rewards of all ranks, (B,) to (B,); NaN = not scorable, groups contiguous."""
+
+    def token_advantages(self, advantages: Tensor, rollout: Rollout) -> Tensor:
+        """Those of each token from those of this rank's sequences, (B,) to (B, C); the same at all by default."""
+        return advantages[:, None].expand(rollout.loss_mask.shape)
 
     @abstractmethod
     def loss_mask(self, experience: Experience) -> Tensor:
@@ -123,16 +148,78 @@ class RolloutModule(CompletingModule):
         if self.reference is not None:
             self.reference.to(self.device)
 
-    def make_rollout(self, rows: list[PromptRow], index: int) -> PlannedRollout:
+    def make_rollout(
+        self, rows: list[PromptRow], index: int, more_rows: Callable[[], list[PromptRow]]
+    ) -> PlannedRollout:
         """Complete this rank's prompts, score them and plan the optimiser steps.
 
         Args:
             rows: this rank's prompts, perhaps none.
             index: the number of the rollout in the run.
+            more_rows: gives this rank's part of a further prompt batch.
         """
-        slots = torch.arange(len(rows)) * self.trainer.world_size + self.global_rank  # prompt numbers over all ranks
-        experience = None
+        samples, groups, numbers = self._sample_groups(rows, index, more_rows)
+        started = time.perf_counter()
+        learnt = samples.rows_of(groups)
+        rollout = self._as_rollout(samples.experience, learnt)
+        self._add_old_and_reference_logprobs(rollout)
+        rewards = samples.rewards[learnt].to(self.device)
+        rewards = rewards + self.penalties(rollout)[: len(rewards)]  # a rank without sequences has a masked row
+        sequence_advantages = torch.zeros(len(rollout), device=self.device)
+        sequence_advantages[: len(rewards)] = self._advantages_over_ranks(rewards)
+        rollout.advantages = self.token_advantages(sequence_advantages, rollout)
+        planned = self._plan(
+            rollout, (numbers[:, None] * self.group_size + torch.arange(self.group_size)).flatten(), index
+        )
+
+        advantages = torch.zeros(len(samples.rewards))
+        mask = rollout.completion_mask
+        means = (rollout.advantages.double() * mask).sum(1) / mask.sum(1).clamp(min=1)
+        advantages[learnt] = means[: len(learnt)].float().cpu()
+        self.last_rollout = RolloutRecord(
+            index=index,
+            step=self.trainer.global_step,
+            experience=samples.experience,
+            reward_names=self.rewards.names,
+            scores=samples.scores,
+            rewards=samples.rewards,
+            advantages=advantages,
+            group_size=self.group_size,
+            groups_kept=len(groups) if self.max_refills > 0 else None,
+            score_s=samples.score_s + time.perf_counter() - started,
+        )
+        self._unlogged = rollout_metrics(
+            self.last_rollout, sum_over_ranks=self.sum_over_ranks, max_over_ranks=self.max_over_ranks
+        )
+        self.log_now(self._unlogged)
+        return planned
+
+    def _sample_groups(
+        self, rows: list[PromptRow], index: int, more_rows: Callable[[], list[PromptRow]]
+    ) -> tuple[Samples, Tensor, Tensor]:
+        """Completions of the prompts and, with dynamic sampling, of further ones until enough groups have spread.
+
+        Returns:
+            All that was sampled, the groups of it that are learnt from, (n,), and their numbers over all ranks, (n,).
+        """
+        parts = [self._sample(rows, index, batch=0)]
+        if self.max_refills == 0:
+            return parts[0], torch.arange(len(rows)), parts[0].slots
+        wanted = int(self.sum_over_ranks(torch.tensor(len(rows))))
+        for batch in range(1, self.max_refills + 1):
+            found = sum(int(part.spread.sum()) for part in parts)
+            if int(self.sum_over_ranks(torch.tensor(found))) >= wanted:
+                break
+            parts.append(self._sample(more_rows(), index, batch=batch))
+        samples = Samples.join(parts, pad_id=pad_token_id(self.tokenizer))
+        return samples, *first_with_spread(samples, count=wanted, gather=self.gather_over_ranks)
+
+    def _sample(self, rows: list[PromptRow], index: int, *, batch: int) -> Samples:
+        """Complete and score the prompts of a batch, the `batch`-th of the rollout."""
         check_rows(rows)
+        places = torch.arange(len(rows)) * self.trainer.world_size + self.global_rank  # in the batch over all ranks
+        slots = places + (batch << PLACE_BITS)
+        experience = None
         if rows:
             keys = slots + (index << 32)
             experience = self.collect(
@@ -140,26 +227,14 @@ class RolloutModule(CompletingModule):
             )
         started = time.perf_counter()
         scores = experience.score(self.rewards) if experience else torch.zeros(0, len(self.rewards.names))
-        rewards = self.rewards.total(scores)
-        advantages = self._advantages_over_ranks(rewards)
-        planned = self._plan(self._as_rollout(experience, advantages), slots, index)
-        self._add_old_and_reference_logprobs(planned)
-        self.last_rollout = RolloutRecord(
-            index=index,
-            step=self.trainer.global_step,
+        return Samples(
+            slots=slots,
             experience=experience,
-            reward_names=self.rewards.names,
             scores=scores,
-            rewards=rewards,
-            advantages=advantages,
+            rewards=self.rewards.total(scores),
             group_size=self.group_size,
             score_s=time.perf_counter() - started,
         )
-        self._unlogged = rollout_metrics(
-            self.last_rollout, sum_over_ranks=self.sum_over_ranks, max_over_ranks=self.max_over_ranks
-        )
-        self.log_now(self._unlogged)
-        return planned
 
     def _advantages_over_ranks(self, rewards: Tensor) -> Tensor:
         """Advantages of this rank's rewards, (B,), from the rewards of all ranks."""
@@ -168,11 +243,12 @@ class RolloutModule(CompletingModule):
         most = int(self.max_over_ranks(torch.tensor(len(rewards))))
         padded = rewards.new_full((most,), torch.nan)  # NaN counts for nothing
         padded[: len(rewards)] = rewards
-        everywhere: Any = self.all_gather(padded.to(self.device))
-        return self.advantages(everywhere.cpu().view(-1))[self.global_rank * most :][: len(rewards)]
+        everywhere: Any = self.all_gather(padded)
+        return self.advantages(everywhere.view(-1))[self.global_rank * most :][: len(rewards)]
 
-    def _as_rollout(self, experience: Experience | None, advantages: Tensor) -> Rollout:
-        if experience is None:
+    def _as_rollout(self, experience: Experience | None, learnt: Tensor) -> Rollout:
+        """The given completions, their advantages still 0; a masked row where there are none."""
+        if experience is None or len(learnt) == 0:
             return Rollout.masked_row(pad_token_id(self.tokenizer)).to(self.device)
         tokens, loss_mask = experience.tokens, self.loss_mask(experience)
         return Rollout(
@@ -181,13 +257,12 @@ class RolloutModule(CompletingModule):
             completion_ids=tokens.completion_ids,
             completion_mask=tokens.completion_mask,
             loss_mask=loss_mask,
-            advantages=advantages.to(loss_mask.device)[:, None].expand(loss_mask.shape),
+            advantages=torch.zeros(loss_mask.shape, device=loss_mask.device),
             old_logprobs=None,
             ref_logprobs=None,
-        )
+        ).select(learnt.to(loss_mask.device))
 
-    def _plan(self, rollout: Rollout, slots: Tensor, index: int) -> PlannedRollout:
-        sequence_ids = (slots[:, None] * self.group_size + torch.arange(self.group_size)).flatten()
+    def _plan(self, rollout: Rollout, sequence_ids: Tensor, index: int) -> PlannedRollout:
         highest = sequence_ids.max() if len(sequence_ids) else torch.tensor(-1)
         steps = plan_steps(
             rollout.lengths.cpu(),
@@ -209,13 +284,13 @@ class RolloutModule(CompletingModule):
         counts = self.sum_over_ranks(counts).cpu()
         return PlannedRollout(rollout, steps, counts[:, 0], counts[:, 1] == 0, pad_id=pad_token_id(self.tokenizer))
 
-    def _add_old_and_reference_logprobs(self, planned: PlannedRollout) -> None:
-        """Fill in what the loss compares with, and no more: a single on-policy step is its own old policy."""
-        rollout, policy, reference = planned.rollout, self.policy, self.reference
+    def _add_old_and_reference_logprobs(self, rollout: Rollout) -> None:
+        """Fill in what loss and rewards compare with, and no more: a single on-policy step is its own old policy."""
+        policy, reference = self.policy, self.reference
         assert policy is not None
-        batch_size = max(max(1, len(rows)) for step in planned.steps for rows in step)
+        batch_size = max(1, -(-len(rollout) // (self.num_minibatches * self.trainer.accumulate_grad_batches)))
         with evaluation_mode(policy), self.trainer.precision_plugin.forward_context():
-            if self.steps_per_rollout > 1:
+            if self.needs_old_logprobs:
                 rollout.old_logprobs = in_batches(
                     rollout, lambda batch: self.token_statistics(batch).logprobs, batch_size=batch_size
                 )
@@ -225,6 +300,14 @@ class RolloutModule(CompletingModule):
                     lambda batch: reference.logprobs(**batch.model_inputs(), temperature=self.sampling.temperature),
                     batch_size=batch_size,
                 )
+
+    def whiten_over_ranks(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Mean 0 and variance 1 over what counts on all ranks, as `functional.whiten` of one rank: (B, C) to (B, C)."""
+        values = values.double().masked_fill(~mask, 0)
+        count, total = self.sum_over_ranks(torch.stack([mask.sum().double(), values.sum()]))
+        centred = (values - total / count.clamp(min=1)).masked_fill(~mask, 0)
+        variance = self.sum_over_ranks(centred.square().sum()) / count.clamp(min=1)
+        return centred / (variance + 1e-8).sqrt()
 
     def token_statistics(self, batch: Rollout, *, entropy_gradient: bool = False) -> TokenStatistics:
         """Log-probs and entropies of a batch's completions under the policy, (B, C)."""

@@ -10,6 +10,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def pad_left(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
@@ -78,6 +79,29 @@ class TokenBatch:
                     tensor[:, -prompt_length:] if name.startswith("prompt_") else tensor[:, :completion_length]
                 )
         return type(self)(**chosen)  # type: ignore[arg-type]
+
+    @classmethod
+    def join(cls, batches: Sequence[Self], *, pad_id: int) -> Self:
+        """The sequences of several batches in one, in their order, padded to the longest of all.
+
+        Args:
+            batches: at least one, on one device.
+            pad_id: written where a narrower batch has no column; masks and numbers get 0 there.
+        """
+        joined: dict[str, Tensor | None] = {}
+        for name in vars(batches[0]):
+            tensors = [getattr(batch, name) for batch in batches]
+            if tensors[0] is None:
+                joined[name] = None
+                continue
+            width = max(tensor.shape[1] for tensor in tensors)
+            fill = pad_id if name.endswith("_ids") else 0
+            missing = [width - tensor.shape[1] for tensor in tensors]
+            sides = [(count, 0) if name.startswith("prompt_") else (0, count) for count in missing]
+            joined[name] = torch.cat(
+                [functional.pad(tensor, side, value=fill) for tensor, side in zip(tensors, sides, strict=True)]
+            )
+        return cls(**joined)  # type: ignore[arg-type]
 
 
 class Rollout(TokenBatch):

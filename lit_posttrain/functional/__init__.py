@@ -4,7 +4,14 @@ Shapes: B sequences, G completions per prompt, P prompt length, C completion len
 True counts. Losses come back per token, [B, C]; `aggregate` alone reduces them.
 """
 
-from lit_posttrain.functional.advantages import AdvantageScale, Baseline, group_advantages, overlong_penalty
+from lit_posttrain.functional.advantages import (
+    AdvantageScale,
+    Baseline,
+    group_advantages,
+    has_spread,
+    overlong_penalty,
+    reward_to_go,
+)
 from lit_posttrain.functional.aggregation import Aggregation, aggregate, normalizer
 from lit_posttrain.functional.kl import KLEstimator, KLGradient, kl_estimate, kl_penalty
 from lit_posttrain.functional.logprobs import token_entropy, token_logprobs
@@ -29,6 +36,7 @@ __all__ = [
     "cispo_loss",
     "clipped_policy_loss",
     "group_advantages",
+    "has_spread",
     "importance_weights",
     "kl_estimate",
     "kl_penalty",
@@ -37,6 +45,7 @@ __all__ = [
     "normalizer",
     "overlong_penalty",
     "pass_at_k",
+    "reward_to_go",
     "sequence_log_ratio",
     "token_entropy",
     "token_logprobs",

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lit_posttrain.functional.masking import masked_var
+from lit_posttrain.functional.masking import check_mask, masked_var
 
 Baseline = Literal["mean", "leave_one_out"]
 AdvantageScale = Literal["group", "batch", "none"]
@@ -71,6 +71,55 @@ def group_advantages(
     elif scale == "batch":
         advantages = advantages / (masked_var(grouped, scorable, unbiased=True).sqrt() + eps)
     return advantages.reshape(-1)
+
+
+def reward_to_go(rewards: Tensor, mask: Tensor, *, discount: float = 1.0) -> Tensor:
+    """What a sequence still earns from each token on: sum over s >= t of discount^(s - t) rewards_s.
+
+    Masked tokens between others are stepped over: they earn nothing and no time passes at them.
+
+    Args:
+        rewards: per token, shape [B, C].
+        mask: bool, shape [B, C].
+        discount: of the next token, in [0, 1].
+
+    Returns:
+        Shape [B, C], 0 where `mask` is False.
+
+    Raises:
+        ValueError: if `mask` is not bool or has another shape than `rewards`.
+
+    Example:
+        >>> reward_to_go(torch.tensor([[-0.5, -0.5, 1.0, 9.0]]), torch.tensor([[True, True, True, False]]))
+        tensor([[0.0000, 0.5000, 1.0000, 0.0000]])
+    """
+    check_mask(mask, rewards)
+    returns = torch.zeros_like(rewards)
+    ahead = torch.zeros_like(rewards[:, 0])
+    for step in reversed(range(rewards.shape[1])):
+        ahead = torch.where(mask[:, step], rewards[:, step] + discount * ahead, ahead)
+        returns[:, step] = torch.where(mask[:, step], ahead, 0)
+    return returns
+
+
+def has_spread(rewards: Tensor, *, group_size: int) -> Tensor:
+    """Which groups have something to compare: two rewards that differ.
+
+    Args:
+        rewards: shape [B], the completions of a prompt contiguous; NaN = not scorable, which counts for nothing.
+        group_size: G.
+
+    Returns:
+        Bool, shape [B / G].
+
+    Example:
+        >>> has_spread(torch.tensor([1.0, 0.0, 1.0, 1.0, 0.5, torch.nan]), group_size=2)
+        tensor([ True, False, False])
+    """
+    grouped = rewards.view(-1, group_size)
+    scorable = grouped.isfinite()
+    highest = torch.where(scorable, grouped, -torch.inf).amax(1)
+    return highest > torch.where(scorable, grouped, torch.inf).amin(1)
 
 
 def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int, factor: float = 1.0) -> Tensor:

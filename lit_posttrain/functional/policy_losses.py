@@ -23,7 +23,7 @@ class PolicyLoss(NamedTuple):
     Attributes:
         loss: not reduced.
         clipped: bool. For `clipped_policy_loss`: the clipped branch is strictly the larger loss, and no gradient
-            flows. For `cispo_loss`: the cap bites, and the gradient flows with the capped weight.
+            flows. For `cispo_loss`: the ratio is outside its bounds, and the gradient flows with the clipped weight.
     """
 
     loss: Tensor
@@ -109,31 +109,37 @@ def sequence_log_ratio(log_ratio: Tensor, mask: Tensor, *, reduction: Literal["m
     return total.expand_as(log_ratio)
 
 
-def cispo_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, ratio_cap: float) -> PolicyLoss:
-    """REINFORCE with a capped importance weight: -detach(min(r, ratio_cap)) A logprobs, r = exp(logprobs - old).
+def cispo_loss(
+    logprobs: Tensor, log_ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
+) -> PolicyLoss:
+    """REINFORCE with a clipped importance weight: -detach(clip(r, 1 - clip_low, 1 + clip_high)) A logprobs.
 
-    CISPO (arXiv:2506.13585, eq. 4): the weight is bounded and the gradient of no token is zeroed. `ratio_cap` is the
-    bound itself, the paper's 1 + epsilon_high. Differs from the paper: no lower bound on the ratio, which the paper
-    does not use either. Only the gradient has a meaning; the value is no surrogate objective.
+    CISPO (arXiv:2506.13585, eq. 4): the weight is bounded and the gradient of no token is zeroed. The paper sets no
+    lower bound, which is `clip_low=1` here. Only the gradient has a meaning; the value is no surrogate objective.
 
     Args:
         logprobs: shape [B, C], nats.
-        old_logprobs: shape [B, C]; detached here.
+        log_ratio: shape [B, C], nats; of the token, or of its sequence (`sequence_log_ratio`); detached here.
         advantages: shape [B, C], or [B, 1] for one per sequence; detached here.
-        ratio_cap: the largest weight, usually above 1; `math.inf` for no bound.
+        clip_low: how far the weight may fall below 1; 1 or more for no bound.
+        clip_high: how far the weight may rise above 1; `math.inf` for no bound.
 
     Returns:
-        Loss and where the ratio is strictly above the cap, both [B, C].
+        Loss and where the ratio is outside its bounds, both [B, C].
 
     Raises:
-        ValueError: if `ratio_cap` is not positive, or the shapes do not match.
+        ValueError: if a bound is negative, or the shapes do not match.
+
+    Example:
+        >>> log_ratio = torch.tensor([[1.5, 0.5]]).log()
+        >>> cispo_loss(torch.tensor([[-1.0, -1.0]]), log_ratio, torch.ones(1, 1), clip_low=1.0, clip_high=0.28)
+        PolicyLoss(loss=tensor([[1.2800, 0.5000]]), clipped=tensor([[ True, False]]))
     """
-    if not ratio_cap > 0:
-        raise ValueError(f"`ratio_cap` must be > 0, got {ratio_cap}: it is the bound of the ratio itself, 1 + epsilon.")
+    _check_clip(clip_low, clip_high, None)
     _check_advantages(logprobs, advantages)
-    ratio = _ratio(logprobs.detach() - old_logprobs.detach())
-    loss = -ratio.clamp(max=ratio_cap) * advantages.detach() * logprobs
-    return PolicyLoss(loss, ratio > ratio_cap)
+    ratio = _ratio(log_ratio.detach())
+    weight = ratio.clamp(min=1 - clip_low, max=1 + clip_high)
+    return PolicyLoss(-weight * advantages.detach() * logprobs, weight != ratio)
 
 
 def importance_weights(log_ratio: Tensor, *, cap: float) -> Tensor:

@@ -1,6 +1,6 @@
 """Rollouts as data: a training loader that turns prompt batches into the micro-batches of optimiser steps."""
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +10,7 @@ from lightning import Trainer
 
 from lit_posttrain.batching import MicroBatch, PlannedRollout
 from lit_posttrain.rollout.counter_rng import stable_hash
+from lit_posttrain.rollout.side_stream import SideStream
 
 PromptBatch = list[dict[str, Any]]
 
@@ -23,8 +24,8 @@ class RolloutMaker(Protocol):
     def steps_per_rollout(self) -> int:
         """Optimiser steps that are made of one rollout."""
 
-    def make_rollout(self, rows: PromptBatch, index: int) -> PlannedRollout:
-        """Complete, score and plan this rank's prompts of the `index`-th rollout of the run."""
+    def make_rollout(self, rows: PromptBatch, index: int, more_rows: Callable[[], PromptBatch]) -> PlannedRollout:
+        """Complete, score and plan this rank's prompts of the `index`-th rollout of the run; more are to be had."""
 
 
 @runtime_checkable
@@ -87,6 +88,8 @@ class RolloutLoader:
         self._place: Place | None = None  # None before the first pass; its position counts what was given out
         self._rollouts_made = 0
         self._current: PlannedRollout | None = None
+        self._more_prompts = SideStream(self._prompt_batches)
+        self._more_places = [(0, 0), (0, 0)]  # of the side stream, before and after the current rollout
         if isinstance(prompts, Sized) and len(prompts) == 0:
             raise ValueError("there are no prompts to train on: the training prompt loader is empty.")
         if not isinstance(prompts, Sized) and trainer.max_steps < 0:
@@ -119,7 +122,10 @@ class RolloutLoader:
                 rows = next(prompts, None)
                 if rows is None:
                     return
-                self._current = self._maker.make_rollout(rows, self._rollouts_made)
+                before = self._more_places[-1]
+                self._more_prompts.place = before  # an interrupted rollout may have moved it
+                self._current = self._maker.make_rollout(rows, self._rollouts_made, self._more_prompts)
+                self._more_places = [before, self._more_prompts.place]
                 self._rollouts_made += 1
             assert self._current is not None  # a position inside a rollout comes with its rollout
             position += 1
@@ -138,6 +144,7 @@ class RolloutLoader:
             "end": self._end(place),
             "lightning_epoch": self._trainer.current_epoch,
             "rollouts_made": self._rollouts_made - taken_back,
+            "more_place": list(self._more_places[0 if taken_back else 1]),
             "micro_batches": self._micro_batches,
             "current": self._current.state_dict() if inside and self._current is not None else None,
         }
@@ -178,6 +185,8 @@ class RolloutLoader:
         self._place, self._resume, self._current = place, None, None
         if resume is not None:
             self._rollouts_made = resume["rollouts_made"]
+            epoch, position = resume["more_place"]
+            self._more_places = [(epoch, position)] * 2
             if resume["current"] is not None and place.position > 0:
                 self._current = PlannedRollout.from_state_dict(resume["current"])
         return place
@@ -199,7 +208,7 @@ class RolloutLoader:
             return Place(resume["epoch"], position, resume["offset"], resume["start_step"])
         return Place(resume["epoch"], position, offset=position, start_step=step)
 
-    def _prompt_batches(self, epoch: int, *, start: int) -> Iterator[PromptBatch]:
+    def _prompt_batches(self, epoch: int, start: int) -> Iterator[PromptBatch]:
         for loader in (self._prompts, getattr(self._prompts, "sampler", None)):  # a stock DataLoader has one
             if isinstance(loader, KnowsItsEpoch):
                 loader.set_epoch(epoch)

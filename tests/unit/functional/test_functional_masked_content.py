@@ -88,7 +88,7 @@ def test_losses_without_a_mask_after_filling_as_documented(values, fill):
         filled, old_filled = (torch.where(MASK, x, 0) for x in (logprobs, old_logprobs))
         advantages = torch.ones(4, 1, dtype=torch.float64)
         terms = clipped_policy_loss(filled - old_filled, advantages, **CLIP).loss
-        terms = terms + cispo_loss(filled, old_filled, advantages, ratio_cap=2.0).loss
+        terms = terms + cispo_loss(filled, filled - old_filled, advantages, clip_low=1.0, clip_high=1.0).loss
         terms = terms + kl_penalty(filled, 2 * old_filled, old_filled)
         loss = aggregate(terms, MASK, "token")
         return loss.detach(), torch.autograd.grad(loss, logprobs)[0]

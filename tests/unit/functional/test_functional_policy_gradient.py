@@ -65,7 +65,7 @@ def test_on_policy_the_ratio_is_one_and_the_gradient_that_of_reinforce(policy, c
     old_logprobs = logprobs.detach()
     advantages = group_advantages(REWARDS, group_size=GROUP_SIZE)
     if loss_name == "cispo":
-        result = cispo_loss(logprobs, old_logprobs, advantages.unsqueeze(1), ratio_cap=1.28)
+        result = cispo_loss(logprobs, logprobs - old_logprobs, advantages.unsqueeze(1), clip_low=1.0, clip_high=0.28)
     else:
         dual_clip = 3.0 if loss_name == "clipped_dual" else None
         log_ratio = logprobs - old_logprobs

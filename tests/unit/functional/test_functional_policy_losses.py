@@ -75,7 +75,7 @@ def test_descending_raises_good_tokens_and_lowers_bad_ones():
     advantages = torch.tensor([[2.0, -3.0]], dtype=torch.float64)
     assert slopes(clipped_policy_loss(log_ratio, advantages, **PPO).loss, log_ratio) == [-2, 3]
     logprobs = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
-    capped = cispo_loss(logprobs, logprobs.detach(), advantages, ratio_cap=2.0)
+    capped = cispo_loss(logprobs, logprobs - logprobs.detach(), advantages, clip_low=1.0, clip_high=1.0)
     assert slopes(capped.loss, logprobs) == [-2, 3]
 
 
@@ -84,7 +84,7 @@ def test_cispo_table(advantage, sign):  # AT-9
     old_logprobs = torch.full((1, 3), -2.0, dtype=torch.float64)
     logprobs = (old_logprobs + torch.tensor([[1.5, 0.5, 1.0]], dtype=torch.float64).log()).requires_grad_()
     advantages = torch.full((1, 3), advantage, dtype=torch.float64)
-    result = cispo_loss(logprobs, old_logprobs, advantages, ratio_cap=1.28)
+    result = cispo_loss(logprobs, logprobs - old_logprobs, advantages, clip_low=1.0, clip_high=0.28)
     assert slopes(result.loss, logprobs) == pytest.approx([sign * 1.28, sign * 0.5, sign * 1.0], abs=1e-10)
     assert result.clipped[0].tolist() == [True, False, False]
     weight = torch.tensor([[1.28, 0.5, 1.0]], dtype=torch.float64)
@@ -93,7 +93,7 @@ def test_cispo_table(advantage, sign):  # AT-9
 
 def test_cispo_counts_strictly():
     logprobs = torch.zeros(1, 1, dtype=torch.float64)
-    assert not cispo_loss(logprobs, logprobs, torch.ones(1, 1), ratio_cap=1.0).clipped.item()
+    assert not cispo_loss(logprobs, logprobs, torch.ones(1, 1), clip_low=1.0, clip_high=0.0).clipped.item()
 
 
 def test_importance_weights():  # AT-13
@@ -105,7 +105,7 @@ def test_importance_weights():  # AT-13
 
 def test_nothing_but_the_policy_gets_a_gradient():
     logprobs, old_logprobs, advantages = (torch.ones(1, 2, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    cispo = cispo_loss(logprobs, old_logprobs, advantages, ratio_cap=2.0).loss
+    cispo = cispo_loss(logprobs, logprobs - old_logprobs, advantages, clip_low=1.0, clip_high=1.0).loss
     clipped = clipped_policy_loss(logprobs, advantages, **PPO, dual_clip=3.0).loss
     (cispo + clipped).sum().backward()
     assert logprobs.grad is not None
@@ -125,7 +125,7 @@ def test_wild_log_ratios_stay_finite(dtype, sign):
     expected_high = -1.2 if sign > 0 else math.exp(20)
     assert clipped_policy_loss(log_ratio, advantages, **PPO).loss[0, 0].item() == pytest.approx(expected_high)
 
-    cispo = cispo_loss(log_ratio, torch.zeros(1, 3, dtype=dtype), advantages, ratio_cap=5.0).loss
+    cispo = cispo_loss(log_ratio, log_ratio, advantages, clip_low=1.0, clip_high=4.0).loss
     assert slopes(cispo, log_ratio) == pytest.approx([-5 * sign, -math.exp(-20) * sign, -sign])
     assert importance_weights(log_ratio, cap=math.inf)[0].tolist() == pytest.approx([math.exp(20), math.exp(-20), 1])
 
@@ -143,7 +143,7 @@ def test_advantages_that_would_mix_up_the_sequences_are_refused():
     with pytest.raises(ValueError, match=r"`advantages` must have shape \(2, 2\) or \(2, 1\), got \(2,\)"):
         clipped_policy_loss(log_ratio, torch.zeros(2), **PPO)
     with pytest.raises(ValueError, match=r"`advantages` must have shape"):
-        cispo_loss(log_ratio, log_ratio, torch.zeros(1, 2), ratio_cap=2.0)
+        cispo_loss(log_ratio, log_ratio, torch.zeros(1, 2), clip_low=1.0, clip_high=1.0)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_wrong_bounds_are_refused(arguments, message):
 
 def test_wrong_caps_are_refused():
     zero = torch.zeros(1, 1)
-    with pytest.raises(ValueError, match=r"`ratio_cap` must be > 0, got 0.0"):
-        cispo_loss(zero, zero, zero, ratio_cap=0.0)
+    with pytest.raises(ValueError, match=r"`clip_high` must be >= 0, got -0.1"):
+        cispo_loss(zero, zero, zero, clip_low=1.0, clip_high=-0.1)
     with pytest.raises(ValueError, match=r"`cap` must be > 0, got -1.0"):
         importance_weights(zero, cap=-1.0)

@@ -1,0 +1,78 @@
+"""Scored completions of a rollout, before it is known which of them are learnt from."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_posttrain.algos.experience import Experience
+from lit_posttrain.functional import has_spread
+
+
+@dataclass(frozen=True)
+class Samples:
+    """This rank's completions of N prompts, G of each next to each other: B = N * G.
+
+    Attributes:
+        slots: the number of each prompt in the rollout, over all ranks and further batches, (N,) int64.
+        experience: prompts and completions; None where the rank has no prompt.
+        scores: what each of F reward functions gave, (B, F), NaN = None.
+        rewards: their weighted sum, (B,).
+        group_size: G.
+        score_s: seconds that scoring took.
+    """
+
+    slots: Tensor
+    experience: Experience | None
+    scores: Tensor
+    rewards: Tensor
+    group_size: int
+    score_s: float
+
+    @property
+    def spread(self) -> Tensor:
+        """Which groups have two rewards that differ: (N,) bool."""
+        return has_spread(self.rewards, group_size=self.group_size)
+
+    def rows_of(self, groups: Tensor) -> Tensor:
+        """The completions of some groups, (n,) to (n * G,)."""
+        return (groups[:, None] * self.group_size + torch.arange(self.group_size)).flatten()
+
+    @classmethod
+    def join(cls, parts: "Sequence[Samples]", *, pad_id: int) -> "Samples":
+        """Several in one, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        experiences = [part.experience for part in parts if part.experience is not None]
+        return cls(
+            slots=torch.cat([part.slots for part in parts]),
+            experience=Experience.join(experiences, pad_id=pad_id) if experiences else None,
+            scores=torch.cat([part.scores for part in parts]),
+            rewards=torch.cat([part.rewards for part in parts]),
+            group_size=parts[0].group_size,
+            score_s=sum(part.score_s for part in parts),
+        )
+
+
+def first_with_spread(
+    samples: Samples, *, count: int, gather: Callable[[list[int]], list[list[int]]]
+) -> tuple[Tensor, Tensor]:
+    """Choose groups with spread over all ranks, in the order of their slots: the same on any number of ranks.
+
+    Args:
+        samples: this rank's.
+        count: groups to choose, over all ranks; fewer where there are not so many.
+        gather: a list of each rank.
+
+    Returns:
+        The chosen groups of this rank, (n,), and their numbers among those of all ranks, (n,).
+    """
+    own: list[Any] = samples.slots[samples.spread].tolist()
+    chosen = sorted(slot for slots in gather(own) for slot in slots)[:count]
+    number = {slot: index for index, slot in enumerate(chosen)}
+    groups = [group for group, slot in enumerate(samples.slots.tolist()) if slot in number]
+    return torch.tensor(groups, dtype=torch.long), torch.tensor(
+        [number[int(samples.slots[group])] for group in groups], dtype=torch.long
+    )
