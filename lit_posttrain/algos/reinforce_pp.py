@@ -123,12 +123,12 @@ class ReinforcePlusPlus(PolicyGradientModule):
     def token_advantages(self, advantages: Tensor, rollout: Rollout) -> Tensor:
         """Whitened rewards-to-go, (B,) to (B, C); 0 where a completion could not be scored."""
         mask = rollout.loss_mask & advantages.isfinite()[:, None]
-        rewards = torch.zeros(mask.shape, device=mask.device, dtype=torch.float64)
+        rewards = torch.zeros_like(mask, dtype=advantages.dtype)
         if rollout.old_logprobs is not None and rollout.ref_logprobs is not None:
-            rewards -= self.kl_coef * kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, estimator="k1")
+            rewards = -self.kl_coef * kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, estimator="k1")
         last = rollout.completion_mask.sum(1, keepdim=True) - 1
-        rewards.scatter_add_(1, last, advantages.nan_to_num().double()[:, None])
-        return self.whiten_over_ranks(reward_to_go(rewards, rollout.completion_mask), mask).float()
+        rewards = rewards.scatter_add(1, last, advantages.nan_to_num().to(rewards.dtype)[:, None])
+        return self.whiten_over_ranks(reward_to_go(rewards, rollout.completion_mask), mask)
 
     def token_loss(self, logprobs: Tensor, old_logprobs: Tensor, entropy: Tensor, rollout: Rollout) -> PolicyLoss:
         """The clipped loss of each token, (B, C)."""

@@ -165,7 +165,7 @@ class RolloutModule(CompletingModule):
         self._add_old_and_reference_logprobs(rollout)
         rewards = samples.rewards[learnt].to(self.device)
         rewards = rewards + self.penalties(rollout)[: len(rewards)]  # a rank without sequences has a masked row
-        sequence_advantages = torch.zeros(len(rollout), device=self.device)
+        sequence_advantages = rewards.new_zeros(len(rollout))
         sequence_advantages[: len(rewards)] = self._advantages_over_ranks(rewards)
         rollout.advantages = self.token_advantages(sequence_advantages, rollout)
         planned = self._plan(
@@ -173,9 +173,9 @@ class RolloutModule(CompletingModule):
         )
 
         advantages = torch.zeros(len(samples.rewards))
-        mask = rollout.completion_mask
-        means = (rollout.advantages.double() * mask).sum(1) / mask.sum(1).clamp(min=1)
-        advantages[learnt] = means[: len(learnt)].float().cpu()
+        mask = rollout.completion_mask.cpu()
+        means = (rollout.advantages.cpu().double() * mask).sum(1) / mask.sum(1)
+        advantages[learnt] = means[: len(learnt)].float()
         self.last_rollout = RolloutRecord(
             index=index,
             step=self.trainer.global_step,
@@ -303,8 +303,8 @@ class RolloutModule(CompletingModule):
 
     def whiten_over_ranks(self, values: Tensor, mask: Tensor) -> Tensor:
         """Mean 0 and variance 1 over what counts on all ranks, as `functional.whiten` of one rank: (B, C) to (B, C)."""
-        values = values.double().masked_fill(~mask, 0)
-        count, total = self.sum_over_ranks(torch.stack([mask.sum().double(), values.sum()]))
+        values = values.masked_fill(~mask, 0)
+        count, total = self.sum_over_ranks(torch.stack([mask.sum().to(values.dtype), values.sum()]))
         centred = (values - total / count.clamp(min=1)).masked_fill(~mask, 0)
         variance = self.sum_over_ranks(centred.square().sum()) / count.clamp(min=1)
         return centred / (variance + 1e-8).sqrt()

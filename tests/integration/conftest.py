@@ -1,4 +1,4 @@
-"""A GRPO run that takes a second: a random two-layer model, twelve prompts, a reward that counts a word."""
+"""An online run that takes a second: a random two-layer model, twelve prompts, a reward that counts a word."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,6 +11,7 @@ from lightning import Callback, Trainer
 from torch.optim.lr_scheduler import ConstantLR
 
 from lit_posttrain import GRPO, PromptDataModule, Sampling
+from lit_posttrain.algos.policy_gradient import PolicyGradientModule
 
 PROMPTS = [{"prompt": " ".join(f"w{(i * 7 + j) % 38}" for j in range(1 + i % 5)), "wanted": f"w{i}"} for i in range(12)]
 
@@ -43,11 +44,12 @@ class Recorder(Callback):
 
 
 @pytest.fixture
-def run_grpo(make_model, word_tokenizer, tmp_path) -> Callable[..., tuple[GRPO, Recorder, Trainer]]:
-    """Fit GRPO and return module, recorder and Trainer; `trainer` and `module` are settings that differ."""
+def run_online(make_model, word_tokenizer, tmp_path) -> Callable[..., tuple[Any, Recorder, Trainer]]:
+    """Fit an algorithm and return module, recorder and Trainer; `trainer` and `module` are settings that differ."""
 
     def run(
         *,
+        algorithm: type[PolicyGradientModule] = GRPO,
         family: str = "gpt2",
         dtype: torch.dtype = torch.float32,
         optimizer: Any = SGD,
@@ -57,14 +59,14 @@ def run_grpo(make_model, word_tokenizer, tmp_path) -> Callable[..., tuple[GRPO, 
         ckpt_path: str | Path | None = None,
         trainer: dict[str, Any] | None = None,
         **module: Any,
-    ) -> tuple[GRPO, Recorder, Trainer]:
+    ) -> tuple[Any, Recorder, Trainer]:
         settings = {
             "group_size": 4,
             "sampling": Sampling(max_new_tokens=10),
             "scheduler": partial(ConstantLR, factor=1.0),
             **module,
         }
-        grpo = GRPO(
+        built = algorithm(
             make_model(family, dtype=dtype, scale=2.0),
             counts_even_words,
             tokenizer=word_tokenizer,
@@ -87,7 +89,7 @@ def run_grpo(make_model, word_tokenizer, tmp_path) -> Callable[..., tuple[GRPO, 
             },
             callbacks=[recorder, *(callbacks or [])],
         )
-        engine.fit(grpo, datamodule=PromptDataModule(prompts, batch_size=batch_size), ckpt_path=ckpt_path)
-        return grpo, recorder, engine
+        engine.fit(built, datamodule=PromptDataModule(prompts, batch_size=batch_size), ckpt_path=ckpt_path)
+        return built, recorder, engine
 
     return run

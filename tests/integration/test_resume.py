@@ -28,14 +28,14 @@ def keep_every(steps, folder):
     return ModelCheckpoint(folder, filename="{step}", every_n_train_steps=steps, save_top_k=-1)
 
 
-def test_every_step_of_two_epochs(run_grpo, tmp_path):
+def test_every_step_of_two_epochs(run_online, tmp_path):
     trainer = {"max_steps": 15, "accumulate_grad_batches": 2}
-    whole, _, _ = run_grpo(trainer=trainer, callbacks=[keep_every(1, tmp_path / "whole")], **SETTINGS)
+    whole, _, _ = run_online(trainer=trainer, callbacks=[keep_every(1, tmp_path / "whole")], **SETTINGS)
     want = weights_sha256(whole.language_model)
     rollouts = whole.last_rollout.index
     assert rollouts == 3  # the second epoch had begun
     for step in range(1, 15):
-        resumed, recorder, engine = run_grpo(
+        resumed, recorder, engine = run_online(
             trainer=trainer,
             callbacks=[keep_every(100, tmp_path / f"from_{step}")],
             ckpt_path=tmp_path / "whole" / f"step={step}.ckpt",
@@ -47,22 +47,22 @@ def test_every_step_of_two_epochs(run_grpo, tmp_path):
 
 
 @pytest.mark.parametrize("steps", [3, 4, 6, 8, 12, 13])
-def test_a_finished_run_goes_on_with_more_steps(run_grpo, tmp_path, steps):
+def test_a_finished_run_goes_on_with_more_steps(run_online, tmp_path, steps):
     """The end of the first run may be in the middle of a rollout, at its end, or at the end of an epoch."""
-    whole, _, _ = run_grpo(trainer={"max_steps": 15}, **SETTINGS)
-    _, _, first = run_grpo(trainer={"max_steps": steps}, callbacks=[keep_every(100, tmp_path)], **SETTINGS)
+    whole, _, _ = run_online(trainer={"max_steps": 15}, **SETTINGS)
+    _, _, first = run_online(trainer={"max_steps": steps}, callbacks=[keep_every(100, tmp_path)], **SETTINGS)
     first.save_checkpoint(tmp_path / "end.ckpt")
-    resumed, recorder, engine = run_grpo(trainer={"max_steps": 15}, ckpt_path=tmp_path / "end.ckpt", **SETTINGS)
+    resumed, recorder, engine = run_online(trainer={"max_steps": 15}, ckpt_path=tmp_path / "end.ckpt", **SETTINGS)
     assert engine.global_step == 15
     assert len(recorder.gradients) == 15 - steps
     assert weights_sha256(resumed.language_model) == weights_sha256(whole.language_model)
 
 
-def test_stopping_elsewhere_does_change_the_weights(run_grpo, tmp_path):
+def test_stopping_elsewhere_does_change_the_weights(run_online, tmp_path):
     """The comparison above can fail: another seed, or one step less."""
     trainer = {"max_steps": 6, "accumulate_grad_batches": 2}
-    first, _, _ = run_grpo(trainer=trainer, **SETTINGS)
-    other, _, _ = run_grpo(trainer=trainer, seed=1, **SETTINGS)
+    first, _, _ = run_online(trainer=trainer, **SETTINGS)
+    other, _, _ = run_online(trainer=trainer, seed=1, **SETTINGS)
     assert weights_sha256(first.language_model) != weights_sha256(other.language_model)
 
 
@@ -78,12 +78,12 @@ class FailsOnce(Callback):
 
 
 @pytest.mark.parametrize("at", [0, 3, 4, 6])
-def test_an_exception_in_the_middle_of_a_rollout(run_grpo, tmp_path, at):
+def test_an_exception_in_the_middle_of_a_rollout(run_online, tmp_path, at):
     trainer = {"max_steps": 7}
-    whole, _, _ = run_grpo(trainer=trainer, **SETTINGS)
+    whole, _, _ = run_online(trainer=trainer, **SETTINGS)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run_grpo(trainer=trainer, callbacks=[OnExceptionCheckpoint(tmp_path, "stopped"), FailsOnce(at)], **SETTINGS)
-    resumed, recorder, _ = run_grpo(trainer=trainer, ckpt_path=tmp_path / "stopped.ckpt", **SETTINGS)
+        run_online(trainer=trainer, callbacks=[OnExceptionCheckpoint(tmp_path, "stopped"), FailsOnce(at)], **SETTINGS)
+    resumed, recorder, _ = run_online(trainer=trainer, ckpt_path=tmp_path / "stopped.ckpt", **SETTINGS)
     assert len(recorder.gradients) == 7 - at
     assert weights_sha256(resumed.language_model) == weights_sha256(whole.language_model)
 
@@ -95,28 +95,30 @@ class StockLoader(LightningDataModule):
         return DataLoader(PROMPTS, batch_size=4, shuffle=True, collate_fn=list)
 
 
-def test_a_stock_shuffling_dataloader(run_grpo, tmp_path, monkeypatch):
+def test_a_stock_shuffling_dataloader(run_online, tmp_path, monkeypatch):
     import tests.integration.conftest as world
 
     monkeypatch.setattr(world, "PromptDataModule", lambda *args, **settings: StockLoader())
     trainer = {"max_steps": 8}
     settings = {**SETTINGS, "num_epochs": 1}
-    whole, _, _ = run_grpo(trainer=trainer, callbacks=[keep_every(1, tmp_path)], **settings)
+    whole, _, _ = run_online(trainer=trainer, callbacks=[keep_every(1, tmp_path)], **settings)
     torch.manual_seed(12345)  # the global random numbers are somewhere else by now
     for step in (1, 2, 3, 6, 7):
-        resumed, _, _ = run_grpo(trainer=trainer, ckpt_path=tmp_path / f"step={step}.ckpt", **settings)
+        resumed, _, _ = run_online(trainer=trainer, ckpt_path=tmp_path / f"step={step}.ckpt", **settings)
         assert weights_sha256(resumed.language_model) == weights_sha256(whole.language_model), f"resumed at step {step}"
 
 
-def test_a_changed_plan_in_the_middle_of_a_rollout_is_refused(run_grpo, tmp_path):
-    run_grpo(trainer={"max_steps": 2}, callbacks=[keep_every(1, tmp_path)], **SETTINGS)
+def test_a_changed_plan_in_the_middle_of_a_rollout_is_refused(run_online, tmp_path):
+    run_online(trainer={"max_steps": 2}, callbacks=[keep_every(1, tmp_path)], **SETTINGS)
     with pytest.raises(ValueError, match="in the middle of a rollout of 4 micro-batches, this run's have 8"):
-        run_grpo(trainer={"max_steps": 4, "accumulate_grad_batches": 2}, ckpt_path=tmp_path / "step=1.ckpt", **SETTINGS)
+        run_online(
+            trainer={"max_steps": 4, "accumulate_grad_batches": 2}, ckpt_path=tmp_path / "step=1.ckpt", **SETTINGS
+        )
 
 
-def test_another_algorithm_is_refused(run_grpo, tmp_path):
-    run_grpo(trainer={"max_steps": 2}, callbacks=[keep_every(1, tmp_path)])
+def test_another_algorithm_is_refused(run_online, tmp_path):
+    run_online(trainer={"max_steps": 2}, callbacks=[keep_every(1, tmp_path)])
     checkpoint = torch.load(tmp_path / "step=1.ckpt", weights_only=True)
     torch.save({**checkpoint, "algorithm": "PPO"}, tmp_path / "ppo.ckpt")
     with pytest.raises(ValueError, match="written by PPO, this run is GRPO"):
-        run_grpo(ckpt_path=tmp_path / "ppo.ckpt")
+        run_online(ckpt_path=tmp_path / "ppo.ckpt")

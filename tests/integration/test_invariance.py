@@ -7,6 +7,7 @@ import torch
 from lightning import Callback
 
 import tests.integration.conftest as world
+from lit_posttrain import RLOO, ReinforcePlusPlus
 from tests.integration.conftest import PROMPTS
 
 VARIANTS = {
@@ -15,6 +16,12 @@ VARIANTS = {
     "dr_grpo": {"aggregation": "constant", "scale": "none", "entropy_coef": 0.01},
     "sum": {"aggregation": "seq-mean-token-sum", "scale": "batch", "mask_truncated": True},
     "off_policy": {"num_epochs": 2, "num_minibatches": 2, "kl_coef": 0.1, "scale": "none", "dual_clip": 3.0},
+    "gspo": {"ratio": "sequence", "aggregation": "seq-mean-token-mean", "num_minibatches": 2},
+    "cispo": {"clipping": "weight", "clip_low": 1.0, "clip_high": 0.1, "num_minibatches": 2},
+    "refilled": {"max_refills": 3, "overlong_fraction": 0.5, "num_minibatches": 2},
+    "rloo": {"algorithm": RLOO, "kl_coef": 0.3, "num_epochs": 2},
+    "reinforce_pp": {"algorithm": ReinforcePlusPlus, "kl_coef": 0.3, "num_minibatches": 2},
+    "reinforce_pp_baseline": {"algorithm": ReinforcePlusPlus, "baseline": "group", "kl_coef": 0.0},
 }
 
 
@@ -34,47 +41,48 @@ def assert_equal_steps(recorders, *, atol):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_micro_batches_change_neither_loss_nor_gradient(run_grpo, variant):
+def test_micro_batches_change_neither_loss_nor_gradient(run_online, variant):
     """16 sequences as 1 x 16, 2 x 8, 5 ragged parts and one by one."""
     recorders = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for accumulate in (1, 2, 5, 16):
             trainer = {"accumulate_grad_batches": accumulate, "max_steps": 4}
-            recorders.append(run_grpo(dtype=torch.float64, trainer=trainer, **VARIANTS[variant])[1])
+            recorders.append(run_online(dtype=torch.float64, trainer=trainer, **VARIANTS[variant])[1])
     assert_equal_steps(recorders, atol=1e-10)
     assert max(rows for rows, _ in recorders[-1].widths) == 1
 
 
 @pytest.mark.parametrize(("family", "atol"), [("llama", 1e-10), ("gemma2", 1e-8)])
-def test_micro_batches_with_other_families(run_grpo, family, atol):
+def test_micro_batches_with_other_families(run_online, family, atol):
     runs = [
-        run_grpo(family=family, dtype=torch.float64, trainer={"accumulate_grad_batches": k, "max_steps": 2})[1]
+        run_online(family=family, dtype=torch.float64, trainer={"accumulate_grad_batches": k, "max_steps": 2})[1]
         for k in (1, 3)
     ]
     assert_equal_steps(runs, atol=atol)
 
 
-def test_more_micro_batches_than_sequences_are_filled_with_masked_rows(run_grpo):
+def test_more_micro_batches_than_sequences_are_filled_with_masked_rows(run_online):
     few = PROMPTS[:2]
     runs = [
-        run_grpo(dtype=torch.float64, prompts=few, trainer={"accumulate_grad_batches": k, "max_steps": 2})[1]
+        run_online(dtype=torch.float64, prompts=few, trainer={"accumulate_grad_batches": k, "max_steps": 2})[1]
         for k in (1, 11)
     ]
     assert_equal_steps(runs, atol=1e-10)
 
 
-def test_the_batches_of_sampling_change_nothing(run_grpo):
+def test_the_batches_of_sampling_change_nothing(run_online):
     runs = [
-        run_grpo(dtype=torch.float64, generation_batch_size=size, trainer={"max_steps": 2})[1] for size in (None, 4, 7)
+        run_online(dtype=torch.float64, generation_batch_size=size, trainer={"max_steps": 2})[1]
+        for size in (None, 4, 7)
     ]
     assert_equal_steps(runs, atol=1e-10)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
-def test_the_first_pass_over_a_rollout_is_on_policy(run_grpo, family):
+def test_the_first_pass_over_a_rollout_is_on_policy(run_online, family):
     """Old log-probs come from other batches than the update's; the ratio must not show it."""
-    _, recorder, _ = run_grpo(
+    _, recorder, _ = run_online(
         family=family,
         num_epochs=2,
         num_minibatches=1,
@@ -90,8 +98,8 @@ def test_the_first_pass_over_a_rollout_is_on_policy(run_grpo, family):
             assert logged["policy/ratio_max"] > 1 + 1e-4
 
 
-def test_kl_is_zero_at_the_start_and_the_reference_stays(run_grpo, make_model):
-    module, recorder, _ = run_grpo(kl_coef=0.1, scale="none", trainer={"max_steps": 3})
+def test_kl_is_zero_at_the_start_and_the_reference_stays(run_online, make_model):
+    module, recorder, _ = run_online(kl_coef=0.1, scale="none", trainer={"max_steps": 3})
     assert recorder.logged[0]["policy/kl_ref"] == 0
     assert recorder.logged[2]["policy/kl_ref"] > 0
     initial = make_model("gpt2", scale=2.0).state_dict()
@@ -103,10 +111,10 @@ def test_kl_is_zero_at_the_start_and_the_reference_stays(run_grpo, make_model):
     assert all(changed)
 
 
-def test_a_step_without_spread_leaves_the_weights_alone(run_grpo, make_model, monkeypatch):
+def test_a_step_without_spread_leaves_the_weights_alone(run_online, make_model, monkeypatch):
     """All rewards equal: AdamW with weight decay would still move."""
     monkeypatch.setattr(world, "counts_even_words", lambda prompts, completions, **columns: [1.0] * len(completions))
-    module, recorder, trainer = run_grpo(optimizer=lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5))
+    module, recorder, trainer = run_online(optimizer=lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.5))
     assert trainer.global_step == 3
     assert recorder.logged[0]["rollout/zero_std_frac"] == 1
     assert recorder.gradients == []
@@ -128,14 +136,14 @@ class StepTokens(Callback):
         self.counted[-1] += int(batch.rollout.loss_mask.sum())
 
 
-def test_the_denominator_is_that_of_the_step_and_not_of_the_rollout(run_grpo):
+def test_the_denominator_is_that_of_the_step_and_not_of_the_rollout(run_online):
     tokens = StepTokens()
-    run_grpo(num_minibatches=3, callbacks=[tokens], trainer={"accumulate_grad_batches": 2, "max_steps": 6})
+    run_online(num_minibatches=3, callbacks=[tokens], trainer={"accumulate_grad_batches": 2, "max_steps": 6})
     assert tokens.given == tokens.counted
     assert len(set(tokens.counted)) > 1
 
 
-def test_unscorable_completions_have_no_advantage(run_grpo, monkeypatch):
+def test_unscorable_completions_have_no_advantage(run_online, monkeypatch):
     monkeypatch.setattr(
         world,
         "counts_even_words",
@@ -143,7 +151,7 @@ def test_unscorable_completions_have_no_advantage(run_grpo, monkeypatch):
             None if index % 4 == 0 else float(len(text)) for index, text in enumerate(completions)
         ],
     )
-    module, recorder, _ = run_grpo(trainer={"max_steps": 1})
+    module, recorder, _ = run_online(trainer={"max_steps": 1})
     advantages = module.last_rollout.advantages.view(-1, 4)
     assert (advantages[:, 0] == 0).all()
     assert (advantages[:, 1:].abs() > 0).any()
