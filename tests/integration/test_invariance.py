@@ -8,6 +8,7 @@ from lightning import Callback
 
 import tests.integration.conftest as world
 from lit_posttrain import RLOO, ReinforcePlusPlus
+from lit_posttrain.functional import group_advantages, overlong_penalty
 from tests.integration.conftest import PROMPTS
 
 VARIANTS = {
@@ -156,3 +157,11 @@ def test_unscorable_completions_have_no_advantage(run_online, monkeypatch):
     assert (advantages[:, 0] == 0).all()
     assert (advantages[:, 1:].abs() > 0).any()
     assert all(torch.isfinite(g).all() for g in recorder.gradients[0].values())
+
+
+def test_penalties_are_part_of_the_rewards_that_are_compared(run_online):
+    module, _, _ = run_online(overlong_fraction=1.0, overlong_factor=2.0, trainer={"max_steps": 1})
+    record = module.last_rollout
+    penalty = overlong_penalty(record.experience.tokens.completion_mask.sum(1), max_length=10, buffer=10, factor=2.0)
+    assert penalty.unique().numel() > 1
+    torch.testing.assert_close(record.advantages, group_advantages(record.rewards + penalty, group_size=4))
