@@ -1,0 +1,66 @@
+"""The presets of the published variants: the paper's numbers, and no other difference from `algo=grpo`."""
+
+import warnings
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from tests.composing import compose_train
+
+# As printed in the papers; see the head of each file.
+PAPERS = {
+    "grpo_original": {
+        "clip_high": 0.2,
+        "kl_coef": 0.04,
+        "kl_gradient": "k3",
+        "aggregation": "seq-mean-token-mean",
+    },
+    "dapo": {"max_refills": 9, "overlong_fraction": 0.2},
+    "dr_grpo": {"clip_high": 0.2, "scale": "none", "aggregation": "constant"},
+    "gspo": {
+        "ratio": "sequence",
+        "clip_low": 3e-4,
+        "clip_high": 4e-4,
+        "aggregation": "seq-mean-token-mean",
+        "num_minibatches": 4,
+    },
+    "cispo": {"clipping": "weight", "clip_low": 1.0, "clip_high": 4.0},
+}
+
+
+def flat(cfg: DictConfig) -> dict:
+    """Dotted keys and values, but for what names the run."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    found = {}
+
+    def walk(node, prefix):
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+            else:
+                found[f"{prefix}{key}"] = value
+
+    walk(plain, "")
+    return found
+
+
+@pytest.mark.parametrize("preset", PAPERS)
+def test_a_preset_differs_in_the_numbers_of_its_paper_only(preset):
+    plain, changed = flat(compose_train("model=gpt2")), flat(compose_train("model=gpt2", f"experiment={preset}"))
+    different = {name: value for name, value in changed.items() if plain.get(name) != value}
+    assert different == {f"algo.{name}": value for name, value in PAPERS[preset].items()}
+    assert set(plain) == set(changed)
+
+
+@pytest.mark.parametrize("preset", PAPERS)
+def test_a_preset_builds(preset):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the original has its KL beside scale="group", which warns
+        module = instantiate(compose_train(f"experiment={preset}").algo, _convert_="all")
+    assert {name: getattr(module, name) for name in PAPERS[preset]} == PAPERS[preset]
+
+
+def test_the_preset_has_the_last_word_before_the_command_line():
+    assert compose_train("experiment=dr_grpo").algo.scale == "none"  # tuned for tiny: batch
+    assert compose_train("experiment=dr_grpo", "algo.scale=batch").algo.scale == "batch"
