@@ -27,9 +27,11 @@ def _train(cfg: DictConfig) -> float | None:
     try:
         config = HydraConfig.get()
         check_additions(list(config.overrides.task), list(config.runtime.choices))
+        from lit_posttrain.app.console import speak_for_all_ranks
         from lit_posttrain.app.run import run
 
         logging.getLogger("lightning").handlers.clear()  # Hydra's root logger prints what Lightning has to say
+        speak_for_all_ranks()
         return run(cfg)
     except Exception as error:
         _keep_traceback(error)

@@ -8,11 +8,15 @@ from typing import Any
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
+from lit_posttrain.batching import in_prompt_order
 from lit_posttrain.callbacks.records import RecordsRollouts, RolloutRecord
 
 
 class CompletionsFile(Callback):
     """Writes one JSON line for each completion: prompt, completion, each reward, advantage, length, step.
+
+    The completions of all ranks come in the order of the prompts in their batch, so that the file does not depend on
+    the number of ranks.
 
     The length of the file is part of a checkpoint: a resumed run cuts off what was written after it, so that no
     completion stands there twice.
@@ -42,14 +46,15 @@ class CompletionsFile(Callback):
             return
         self._written = record.index
         lines = _lines(record)
+        groups = [lines[first : first + record.group_size] for first in range(0, len(lines), record.group_size)]
         if trainer.world_size > 1:
             ranks: list[Any] = [None] * trainer.world_size
-            dist.all_gather_object(ranks, lines)
-            lines = [line for rank in ranks for line in rank]
+            dist.all_gather_object(ranks, groups)
+            groups = in_prompt_order(ranks)
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for group in groups for line in group)
 
     def state_dict(self) -> dict[str, Any]:
         """Bytes in the file, and the last rollout in it."""

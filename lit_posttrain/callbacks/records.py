@@ -27,6 +27,7 @@ class RolloutRecord(Protocol):
     scores: Tensor
     rewards: Tensor
     advantages: Tensor
+    group_size: int
     score_s: float
     num_tokens: int
 
