@@ -169,7 +169,10 @@ class RolloutModule(CompletingModule):
         padded = rewards.new_full((most,), torch.nan)  # NaN counts for nothing
         padded[: len(rewards)] = rewards
         everywhere: Any = self.all_gather(padded.to(self.device))
-        return self.advantages(everywhere.cpu().view(-1))[self.global_rank * most :][: len(rewards)]
+        groups = everywhere.cpu().view(self.trainer.world_size, -1, self.group_size)
+        # in the order of the prompts, so that sums over all of them are those of one process to the last bit
+        advantages = self.advantages(groups.transpose(0, 1).flatten()).view(-1, *groups.shape[::2])
+        return advantages[:, self.global_rank].flatten()[: len(rewards)]
 
     def _as_rollout(self, experience: Experience | None, advantages: Tensor) -> Rollout:
         if experience is None:

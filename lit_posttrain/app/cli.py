@@ -18,7 +18,7 @@ from lit_posttrain.app.hints import check_additions, explain_composition_error
 # Errors that tell a user what to change; anything else is shown with its traceback.
 USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, ImportError, RuntimeError, OSError)
 
-
+SET_HERE = "LIT_POSTTRAIN_SET_HYDRA_FULL_ERROR"
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -40,8 +40,9 @@ def _train(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Run what the command line says; errors are a message, and the traceback goes to the run's log."""
-    full_errors = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and leaving
+    full_errors = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") and SET_HERE not in os.environ
+    if not full_errors:  # so that Hydra raises instead of printing and leaving; processes that are launched inherit it
+        os.environ.update({"HYDRA_FULL_ERROR": "1", SET_HERE: "1"})
     sys.argv[1:] = resume_in_place(sys.argv[1:])
     try:
         _train()
@@ -87,5 +88,7 @@ def _leave(error: BaseException, message: str | None) -> None:
     where = f"{kept[-1]}; set" if kept else "For the traceback set"
     shown = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
     text = message or (str(shown.args[0]) if isinstance(shown, KeyError) and shown.args else str(shown))
-    print(f"\nerror: {type(shown).__name__}: {text}\n\n{where} HYDRA_FULL_ERROR=1 to see it here.", file=sys.stderr)  # noqa: T201
+    rank = os.environ.get("LOCAL_RANK", "0")
+    who = "" if rank == "0" else f" in process {rank}"
+    print(f"\nerror{who}: {type(shown).__name__}: {text}\n\n{where} HYDRA_FULL_ERROR=1 to see it here.", file=sys.stderr)  # noqa: T201
     sys.exit(1)

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from lit_posttrain.algos.policy_module import PolicyModule
 from lit_posttrain.app.checks import check_config
 from lit_posttrain.app.config_file import ConfigFile
+from lit_posttrain.app.end_together import EndTogether
 from lit_posttrain.app.summary import describe_run, write_json
 from lit_posttrain.app.watched_metric import WatchedMetric
 from lit_posttrain.batching import in_prompt_order
@@ -75,7 +76,7 @@ def run(cfg: DictConfig) -> float | None:
 
 def make_trainer(cfg: DictConfig, history: MetricsHistory) -> Trainer:
     """The Trainer of the configuration, with its callbacks and loggers; steps become batches here."""
-    callbacks: list[Callback] = [history, WatchedMetric(cfg.watch.metric), ConfigFile(cfg)]
+    callbacks: list[Callback] = [history, WatchedMetric(cfg.watch.metric), ConfigFile(cfg), EndTogether()]
     callbacks += [instantiate(callback, _convert_="all") for callback in (cfg.callbacks or {}).values() if callback]
     loggers: list[Logger] = [instantiate(each, _convert_="all") for each in (cfg.logger or {}).values() if each]
     if cfg.ckpt_path is not None:

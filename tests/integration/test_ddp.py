@@ -140,7 +140,7 @@ def test_one_rank_s_completions_end_at_once_and_the_other_s_never(alone, togethe
 
 def test_validation_does_not_depend_on_the_number_of_ranks(alone, together):
     want = result(alone, "validate")
-    assert want["seven"] == want["stock"]
+    assert want["seven"] == pytest.approx(want["stock"], abs=1e-6)
     assert want["seven"] != pytest.approx(want["one"], abs=1e-3)
     for rank in range(2):
         got = result(together, "validate", rank)
