@@ -90,5 +90,6 @@ def _leave(error: BaseException, message: str | None) -> None:
     text = message or (str(shown.args[0]) if isinstance(shown, KeyError) and shown.args else str(shown))
     rank = os.environ.get("LOCAL_RANK", "0")
     who = "" if rank == "0" else f" in process {rank}"
-    print(f"\nerror{who}: {type(shown).__name__}: {text}\n\n{where} HYDRA_FULL_ERROR=1 to see it here.", file=sys.stderr)  # noqa: T201
+    message = f"\nerror{who}: {type(shown).__name__}: {text}\n\n{where} HYDRA_FULL_ERROR=1 to see it here."
+    print(message, file=sys.stderr)  # noqa: T201
     sys.exit(1)

@@ -81,7 +81,7 @@ def measured(metrics: dict[str, float]) -> dict[str, float]:
 
 @pytest.mark.parametrize("algorithm", ranks.ALGORITHMS)
 class TestTraining:
-    """Unequal shares of prompts and tokens, a rank without prompts in every third rollout, minibatches, micro-batches."""
+    """Unequal shares of prompts and tokens, a rank without prompts in every third rollout, two micro-batches."""
 
     def test_gradients_of_every_step_are_those_of_one_process(self, alone, together, algorithm):
         want = result(alone, f"{algorithm}-fp64")["gradients"]
@@ -160,7 +160,7 @@ def test_a_stock_dataloader_gives_every_prompt_once_in_an_epoch(together):
     assert metrics[0] == metrics[1]
 
 
-@pytest.mark.parametrize("step", [1, 4, 6, 12, 13])
+@pytest.mark.parametrize("step", [1, 4, 6, 12])
 def test_resuming_is_exact(together, step):
     """In the middle of a rollout, between two, and at the end of an epoch."""
     for rank in range(2):
@@ -173,7 +173,10 @@ def test_resuming_is_exact(together, step):
 
 def test_between_two_rollouts_the_number_of_processes_may_change(alone, together, tmp_path):
     fewer = ranks.resume(tmp_path, together / "stopped" / "checkpoints" / "step=4.ckpt")
-    for resumed, whole in ((fewer, result(together, "stopped")), (result(together, "joined"), result(alone, "stopped"))):
+    for resumed, whole in (
+        (fewer, result(together, "stopped")),
+        (result(together, "joined"), result(alone, "stopped")),
+    ):
         assert resumed["step"] == 14
         for name, tensor in whole["weights"].items():
             torch.testing.assert_close(resumed["weights"][name], tensor, atol=1e-5, rtol=0)

@@ -22,6 +22,7 @@ SMALL = [
     "algo.group_size=4",
     "algo.sampling.max_new_tokens=24",
     "trainer.max_steps=3",
+    "val_every_steps=null",
 ]
 COMMAND = "python train.py trainer=ddp trainer.devices=2"
 
@@ -35,7 +36,7 @@ def fn(completions, **columns):
     calls += 1
     with open(f"process-{rank}", "w") as file:
         file.write(str(os.getpid()))
-    if calls == 3 and rank == RANK:
+    if calls == 3 and rank == "FAILING":
         raise ZeroDivisionError("no luck")
     return [float(len(text)) for text in completions]
 """
@@ -91,7 +92,7 @@ def test_a_run_leaves_one_of_each_file_and_says_everything_once(tmp_path):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_an_error_in_one_process_ends_all_and_is_told(tmp_path, rank):
-    (tmp_path / "raises.py").write_text(RAISES.replace("RANK", repr(str(rank))))
+    (tmp_path / "raises.py").write_text(RAISES.replace("FAILING", str(rank)))
     started = time.monotonic()
     process = train(tmp_path, "logger=csv", "reward=custom", "reward.path=raises.py:fn", "trainer.max_steps=1000")
     assert process.returncode != 0
