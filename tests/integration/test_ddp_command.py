@@ -27,7 +27,7 @@ SMALL = [
 COMMAND = "python train.py trainer=ddp trainer.devices=2"
 
 RAISES = """
-import os
+import os, time
 rank = os.environ.get("LOCAL_RANK", "0")
 calls = 0
 
@@ -36,8 +36,10 @@ def fn(completions, **columns):
     calls += 1
     with open(f"process-{rank}", "w") as file:
         file.write(str(os.getpid()))
-    if calls == 3 and rank == "FAILING":
-        raise ZeroDivisionError("no luck")
+    if calls == 3:
+        if rank == "FAILING":
+            raise ZeroDivisionError("no luck")
+        time.sleep(300)  # as in a collective that never ends: NCCL does not notice that a process is gone
     return [float(len(text)) for text in completions]
 """
 
