@@ -40,8 +40,9 @@ def _train(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Run what the command line says; errors are a message, and the traceback goes to the run's log."""
-    full_errors = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") and SET_HERE not in os.environ
-    if not full_errors:  # so that Hydra raises instead of printing and leaving; processes that are launched inherit it
+    inherited = os.environ.get("LOCAL_RANK", "0") != "0" and SET_HERE in os.environ  # a process that Lightning launched
+    full_errors = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") and not inherited
+    if not full_errors:  # so that Hydra raises instead of printing and leaving
         os.environ.update({"HYDRA_FULL_ERROR": "1", SET_HERE: "1"})
     sys.argv[1:] = resume_in_place(sys.argv[1:])
     try:

@@ -13,7 +13,7 @@ def speak_for_all_ranks() -> None:
     Their errors still reach the console: what fails on one process alone, such as a reward on its completions, nobody
     else can tell.
     """
-    if rank_zero_only.rank == 0:
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         return
     for handler in logging.getLogger().handlers:
         if not isinstance(handler, logging.FileHandler):
