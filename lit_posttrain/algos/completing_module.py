@@ -136,7 +136,9 @@ class CompletingModule(PolicyModule):
         if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
             return
         alone = trainer.state.fn == TrainerFn.VALIDATING  # `trainer.validate` returns what goes to the loggers this way
-        self.log_dict(metrics, logger=alone, batch_size=1)
+        self.log_dict(
+            metrics, logger=alone, batch_size=1, sync_dist=True
+        )  # equal on all ranks; Lightning warns without
         if not alone:
             self.log_now(metrics)
 

@@ -12,6 +12,7 @@ from lit_posttrain.algos.rollout_module import RolloutModule
 from lit_posttrain.algos.step_statistics import StepStatistics
 from lit_posttrain.batching import MicroBatch
 from lit_posttrain.rollout.loader import RolloutLoader
+from lit_posttrain.rollout.unrepeated import without_repeats
 
 # Shown in the progress bar: the loss of a policy gradient is no measure of progress.
 PROGRESS_BAR = ("reward/mean", "rollout/length_mean", "policy/kl_ref")
@@ -38,10 +39,8 @@ class OnlineModule(RolloutModule):
         """Metrics by name, from what `loss` added to the statistics."""
 
     def setup(self, stage: str) -> None:
-        """While fitting, wrap the training dataloader."""
+        """Wrap the training dataloader, and see to it that every prompt comes once."""
         super().setup(stage)
-        if stage != "fit":
-            return
         if any(isinstance(c, GradientAccumulationScheduler) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise ValueError(
                 "GradientAccumulationScheduler does not work with rollouts: how they are cut into micro-batches is "
@@ -51,7 +50,7 @@ class OnlineModule(RolloutModule):
         process = strategy.process_dataloader  # called on every loader, after Lightning has put in its own sampler
 
         def wrap(loader: Any) -> Any:
-            loader = process(loader)
+            loader = without_repeats(process(loader))
             if self.trainer.state.stage != RunningStage.TRAINING or isinstance(loader, RolloutLoader):
                 return loader
             rollouts = RolloutLoader(loader, self, self.trainer)

@@ -17,6 +17,7 @@ class RolloutRecord:
     Attributes:
         index: the number of the rollout in the run.
         step: optimiser steps done when it was sampled.
+        slots: the number of each of N prompts in the rollout, over all ranks, (N,).
         experience: prompts and completions, None where the rank had no prompt.
         reward_names: the F reward functions.
         scores: of each function, (B, F), NaN = None.
@@ -29,6 +30,7 @@ class RolloutRecord:
 
     index: int
     step: int
+    slots: Tensor
     experience: Experience | None
     reward_names: list[str]
     scores: Tensor

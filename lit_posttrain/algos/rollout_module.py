@@ -166,7 +166,7 @@ class RolloutModule(CompletingModule):
         rewards = samples.rewards[learnt].to(self.device)
         rewards = rewards + self.penalties(rollout)[: len(rewards)]  # a rank without sequences has a masked row
         sequence_advantages = rewards.new_zeros(len(rollout))
-        sequence_advantages[: len(rewards)] = self._advantages_over_ranks(rewards)
+        sequence_advantages[: len(rewards)] = self._advantages_over_ranks(rewards, numbers)
         rollout.advantages = self.token_advantages(sequence_advantages, rollout)
         planned = self._plan(
             rollout, (numbers[:, None] * self.group_size + torch.arange(self.group_size)).flatten(), index
@@ -179,6 +179,7 @@ class RolloutModule(CompletingModule):
         self.last_rollout = RolloutRecord(
             index=index,
             step=self.trainer.global_step,
+            slots=samples.slots,
             experience=samples.experience,
             reward_names=self.rewards.names,
             scores=samples.scores,
@@ -236,15 +237,18 @@ class RolloutModule(CompletingModule):
             score_s=time.perf_counter() - started,
         )
 
-    def _advantages_over_ranks(self, rewards: Tensor) -> Tensor:
-        """Advantages of this rank's rewards, (B,), from the rewards of all ranks."""
+    def _advantages_over_ranks(self, rewards: Tensor, numbers: Tensor) -> Tensor:
+        """Advantages of this rank's rewards, (B,), from those of all ranks; `numbers` of its groups, (N,)."""
         if self.trainer.world_size == 1:
             return self.advantages(rewards)
-        most = int(self.max_over_ranks(torch.tensor(len(rewards))))
-        padded = rewards.new_full((most,), torch.nan)  # NaN counts for nothing
-        padded[: len(rewards)] = rewards
-        everywhere: Any = self.all_gather(padded)
-        return self.advantages(everywhere.view(-1))[self.global_rank * most :][: len(rewards)]
+        ranks = self.gather_over_ranks((numbers, rewards.cpu()))
+        num_groups = sum(len(groups) for groups, _ in ranks)
+        # in the order of the prompts, so that sums over all of them are those of one process to the last bit
+        everywhere = torch.empty(num_groups, self.group_size, dtype=rewards.dtype)
+        for groups, given in ranks:
+            everywhere[groups] = given.view(-1, self.group_size)
+        advantages = self.advantages(everywhere.flatten().to(self.device)).view(-1, self.group_size)
+        return advantages[numbers.to(self.device)].flatten()
 
     def _as_rollout(self, experience: Experience | None, learnt: Tensor) -> Rollout:
         """The given completions, their advantages still 0; a masked row where there are none."""

@@ -18,7 +18,7 @@ from lit_posttrain.app.hints import check_additions, explain_composition_error
 # Errors that tell a user what to change; anything else is shown with its traceback.
 USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, ImportError, RuntimeError, OSError)
 
-
+SET_HERE = "LIT_POSTTRAIN_SET_HYDRA_FULL_ERROR"
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -27,9 +27,11 @@ def _train(cfg: DictConfig) -> float | None:
     try:
         config = HydraConfig.get()
         check_additions(list(config.overrides.task), list(config.runtime.choices))
+        from lit_posttrain.app.console import speak_for_all_ranks
         from lit_posttrain.app.run import run
 
         logging.getLogger("lightning").handlers.clear()  # Hydra's root logger prints what Lightning has to say
+        speak_for_all_ranks()
         return run(cfg)
     except Exception as error:
         _keep_traceback(error)
@@ -38,8 +40,10 @@ def _train(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Run what the command line says; errors are a message, and the traceback goes to the run's log."""
-    full_errors = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and leaving
+    inherited = os.environ.get("LOCAL_RANK", "0") != "0" and SET_HERE in os.environ  # a process that Lightning launched
+    full_errors = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") and not inherited
+    if not full_errors:  # so that Hydra raises instead of printing and leaving
+        os.environ.update({"HYDRA_FULL_ERROR": "1", SET_HERE: "1"})
     sys.argv[1:] = resume_in_place(sys.argv[1:])
     try:
         _train()
@@ -85,5 +89,8 @@ def _leave(error: BaseException, message: str | None) -> None:
     where = f"{kept[-1]}; set" if kept else "For the traceback set"
     shown = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
     text = message or (str(shown.args[0]) if isinstance(shown, KeyError) and shown.args else str(shown))
-    print(f"\nerror: {type(shown).__name__}: {text}\n\n{where} HYDRA_FULL_ERROR=1 to see it here.", file=sys.stderr)  # noqa: T201
+    rank = os.environ.get("LOCAL_RANK", "0")
+    who = "" if rank == "0" else f" in process {rank}"
+    message = f"\nerror{who}: {type(shown).__name__}: {text}\n\n{where} HYDRA_FULL_ERROR=1 to see it here."
+    print(message, file=sys.stderr)  # noqa: T201
     sys.exit(1)

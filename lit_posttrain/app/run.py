@@ -4,7 +4,6 @@ import json
 import logging
 import sys
 import time
-from itertools import zip_longest
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,8 +20,10 @@ from omegaconf import DictConfig
 from lit_posttrain.algos.policy_module import PolicyModule
 from lit_posttrain.app.checks import check_config
 from lit_posttrain.app.config_file import ConfigFile
+from lit_posttrain.app.end_together import EndTogether
 from lit_posttrain.app.summary import describe_run, write_json
 from lit_posttrain.app.watched_metric import WatchedMetric
+from lit_posttrain.batching import in_prompt_order
 from lit_posttrain.callbacks.metrics_csv import MetricsCSV
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
 
@@ -75,7 +76,7 @@ def run(cfg: DictConfig) -> float | None:
 
 def make_trainer(cfg: DictConfig, history: MetricsHistory) -> Trainer:
     """The Trainer of the configuration, with its callbacks and loggers; steps become batches here."""
-    callbacks: list[Callback] = [history, WatchedMetric(cfg.watch.metric), ConfigFile(cfg)]
+    callbacks: list[Callback] = [history, WatchedMetric(cfg.watch.metric), ConfigFile(cfg), EndTogether()]
     callbacks += [instantiate(callback, _convert_="all") for callback in (cfg.callbacks or {}).values() if callback]
     loggers: list[Logger] = [instantiate(each, _convert_="all") for each in (cfg.logger or {}).values() if each]
     if cfg.ckpt_path is not None:
@@ -123,18 +124,9 @@ def predict(trainer: Trainer, module: PolicyModule, datamodule: LightningDataMod
     if trainer.is_global_zero:
         path = Path(cfg.run_dir) / "predictions.jsonl"
         with path.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in in_prompt_order(ranks))
+            for shares in zip(*ranks, strict=True):  # of one batch
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in in_prompt_order(shares))
         log.info("predictions: %s", path)
-
-
-def in_prompt_order(ranks: list[list[list[Any]]]) -> list[Any]:
-    """The rows of all ranks, whose r-th has of every batch the rows r, r + world size, ...
-
-    >>> in_prompt_order([[["a", "c"], ["d"]], [["b"], ["e"]]])
-    ['a', 'b', 'c', 'd', 'e']
-    """
-    batches = zip_longest(*ranks, fillvalue=[])
-    return [row for parts in batches for turn in zip_longest(*parts) for row in turn if row is not None]
 
 
 def finish(cfg: DictConfig, trainer: Trainer, module: PolicyModule, history: MetricsHistory, *, wall_s: float) -> None:

@@ -1,5 +1,6 @@
 """Batch types, padding, and the planning of optimiser steps into micro-batches."""
 
+from lit_posttrain.batching.dealing import in_prompt_order
 from lit_posttrain.batching.planned import PlannedRollout
 from lit_posttrain.batching.planning import in_batches, plan_steps
 from lit_posttrain.batching.tokens import MicroBatch, Rollout, TokenBatch, lengths_to_mask, pad_left
@@ -10,6 +11,7 @@ __all__ = [
     "Rollout",
     "TokenBatch",
     "in_batches",
+    "in_prompt_order",
     "lengths_to_mask",
     "pad_left",
     "plan_steps",

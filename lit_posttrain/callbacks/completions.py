@@ -14,6 +14,9 @@ from lit_posttrain.callbacks.records import RecordsRollouts, RolloutRecord
 class CompletionsFile(Callback):
     """Writes one JSON line for each completion: prompt, completion, each reward, advantage, length, step.
 
+    The completions of all ranks come in the order of the prompts in their batch, so that the file does not depend on
+    the number of ranks.
+
     The length of the file is part of a checkpoint: a resumed run cuts off what was written after it, so that no
     completion stands there twice.
 
@@ -41,15 +44,16 @@ class CompletionsFile(Callback):
         if record.index == self._written:
             return
         self._written = record.index
-        lines = _lines(record)
+        groups = _groups(record)
         if trainer.world_size > 1:
             ranks: list[Any] = [None] * trainer.world_size
-            dist.all_gather_object(ranks, lines)
-            lines = [line for rank in ranks for line in rank]
+            dist.all_gather_object(ranks, groups)
+            groups = {slot: lines for rank in ranks for slot, lines in rank.items()}
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                for _, lines in sorted(groups.items()):
+                    file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
     def state_dict(self) -> dict[str, Any]:
         """Bytes in the file, and the last rollout in it."""
@@ -59,6 +63,13 @@ class CompletionsFile(Callback):
         """Go on behind what the checkpoint knows of."""
         self._resume_at = state_dict["bytes"]
         self._written = state_dict["rollout"]
+
+
+def _groups(record: RolloutRecord) -> dict[int, list[dict[str, Any]]]:
+    """The lines of each prompt's completions, by its number in the rollout."""
+    lines = _lines(record)
+    size = record.group_size
+    return {slot: lines[size * group : size * (group + 1)] for group, slot in enumerate(record.slots.tolist())}
 
 
 def _lines(record: RolloutRecord) -> list[dict[str, Any]]:

@@ -22,11 +22,13 @@ class RolloutRecord(Protocol):
 
     index: int
     step: int
+    slots: Tensor
     experience: Sampled | None
     reward_names: list[str]
     scores: Tensor
     rewards: Tensor
     advantages: Tensor
+    group_size: int
     score_s: float
     num_tokens: int
 

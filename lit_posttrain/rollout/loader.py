@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -67,7 +68,8 @@ class RolloutLoader:
     Its length is exact, since only then Lightning does not fetch ahead, which would sample a rollout before the last
     update on the one before. An epoch is one pass over the prompts, or as many steps as `max_steps` leaves. Under the
     same seed the order of a stock shuffling `DataLoader` is a function of the epoch too, and not of the global random
-    numbers, so that a resumed run sees the same prompts.
+    numbers, so that a resumed run sees the same prompts. On several ranks a pass is as long as that of the rank with
+    most prompt batches; in its last rollouts the others take part without prompts, since all must join the collectives.
 
     Args:
         prompts: gives lists of row dictionaries, this rank's part of a prompt batch each. Without a length it may go on
@@ -106,22 +108,31 @@ class RolloutLoader:
         if self._trainer.max_steps >= 0:
             steps_left = max(0, self._trainer.max_steps - place.start_step)
             limits.append(place.offset + steps_left * self._trainer.accumulate_grad_batches)
-        if isinstance(self._prompts, Sized):
-            limits.append(len(self._prompts) * self._micro_batches)
+        if self._pass_length is not None:
+            limits.append(self._pass_length)
         return min(limits)
+
+    @cached_property
+    def _pass_length(self) -> int | None:
+        """Micro-batches of a pass over the prompts, by the rank that has most; None where their number is not known.
+
+        All ranks ask for it together, when Lightning first takes the length of the loader.
+        """
+        batches = self._of_all_ranks(len(self._prompts) if isinstance(self._prompts, Sized) else None)
+        return None if None in batches else max(batches) * self._micro_batches
 
     def __iter__(self) -> Iterator[MicroBatch]:
         """The micro-batches of one epoch, from where a checkpoint left off."""
         place = self._begin()
         position, end = place.position, self._end(place)
-        self._check_ranks_agree(end)
         prompts = self._prompt_batches(place.epoch, start=-(-position // self._micro_batches))
         while position < end:
             number = position % self._micro_batches
             if number == 0:
                 rows = next(prompts, None)
-                if rows is None:
+                if not self._trainer.strategy.reduce_boolean_decision(rows is not None, all=False):
                     return
+                rows = rows or []  # where other ranks still have prompts this one takes part without
                 before = self._more_places[-1]
                 self._more_prompts.place = before  # an interrupted rollout may have moved it
                 self._current = self._maker.make_rollout(rows, self._rollouts_made, self._more_prompts)
@@ -148,11 +159,7 @@ class RolloutLoader:
             "micro_batches": self._micro_batches,
             "current": self._current.state_dict() if inside and self._current is not None else None,
         }
-        if self._trainer.world_size == 1:
-            return {"ranks": [state]}
-        ranks: list[Any] = [None] * self._trainer.world_size
-        dist.all_gather_object(ranks, state)
-        return {"ranks": ranks}
+        return {"ranks": self._of_all_ranks(state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there at the next iteration.
@@ -200,7 +207,7 @@ class RolloutLoader:
         rollouts, inside = divmod(resume["position"], resume["micro_batches"])
         position = rollouts * self._micro_batches + inside
         same_epoch = resume["lightning_epoch"] == self._trainer.current_epoch
-        pass_is_over = isinstance(self._prompts, Sized) and position >= len(self._prompts) * self._micro_batches
+        pass_is_over = self._pass_length is not None and position >= self._pass_length
         cut_short = not same_epoch and resume["position"] < resume["end"]  # by `limit_train_batches`, not `max_steps`
         if pass_is_over or cut_short:
             return Place(resume["epoch"] + 1, position=0, offset=0, start_step=step)
@@ -226,16 +233,12 @@ class RolloutLoader:
             if number >= start:
                 yield rows
 
-    def _check_ranks_agree(self, end: int) -> None:
-        """Unequal lengths would leave some ranks waiting for ever in a collective."""
+    def _of_all_ranks(self, value: Any) -> list[Any]:
         if self._trainer.world_size == 1:
-            return
-        ends: list[Any] = [None] * self._trainer.world_size
-        dist.all_gather_object(ends, end)
-        if len(set(ends)) > 1:
-            raise ValueError(
-                f"the ranks have unequal numbers of micro-batches ({ends}): give every rank as many prompt batches."
-            )
+            return [value]
+        values: list[Any] = [None] * self._trainer.world_size
+        dist.all_gather_object(values, value)
+        return values
 
 
 def _chain(first: PromptBatch | None, rest: Iterator[PromptBatch]) -> Iterator[PromptBatch]:

@@ -18,8 +18,12 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOT
 COMMANDS = [
     line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line
 ]
-# The set-up commands and pytest itself are what .ci/run does; make_tiny takes minutes.
-ELSEWHERE = {'pip install -e ".[dev]" && pytest', "python scripts/make_tiny.py"}
+# The set-up commands and pytest itself are what .ci/run does; make_tiny takes minutes; ddp has a test of its own.
+ELSEWHERE = {
+    'pip install -e ".[dev]" && pytest',
+    "python scripts/make_tiny.py",
+    "python train.py trainer=ddp trainer.devices=2",
+}
 SHORT = {
     "trainer.max_steps": "1",
     "logger": "csv",
