@@ -13,6 +13,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from lit_posttrain.app.errors import told
 from lit_posttrain.app.hints import check_additions, explain_composition_error
 
 # Errors that tell a user what to change; anything else is shown with its traceback.
@@ -83,7 +84,5 @@ def _keep_traceback(error: Exception) -> None:
 def _leave(error: BaseException, message: str | None) -> None:
     kept = vars(error).get("__notes__", [])
     where = f"{kept[-1]}; set" if kept else "For the traceback set"
-    shown = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-    text = message or (str(shown.args[0]) if isinstance(shown, KeyError) and shown.args else str(shown))
-    print(f"\nerror: {type(shown).__name__}: {text}\n\n{where} HYDRA_FULL_ERROR=1 to see it here.", file=sys.stderr)  # noqa: T201
+    print(f"\nerror: {told(error, message)}\n\n{where} HYDRA_FULL_ERROR=1 to see it here.", file=sys.stderr)  # noqa: T201
     sys.exit(1)
