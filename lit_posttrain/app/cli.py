@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -42,6 +43,7 @@ def main() -> None:
     full_errors = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises instead of printing and leaving
     sys.argv[1:] = resume_in_place(sys.argv[1:])
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         _train()
     except (HydraException, OmegaConfBaseException) as error:
@@ -58,6 +60,8 @@ def main() -> None:
             raise
         print("\nterminated; go on with ckpt_path=<run>/checkpoints/last.ckpt", file=sys.stderr)  # noqa: T201
         sys.exit(TERMINATED)  # Lightning's SIGTERMException carries no status, which would read as success
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def resume_in_place(arguments: list[str]) -> list[str]:
@@ -70,6 +74,15 @@ def resume_in_place(arguments: list[str]) -> list[str]:
     if not (folder / "config.yaml").is_file() or {"-m", "--multirun"} & set(arguments):
         return arguments
     return [*arguments, f"hydra.run.dir='{folder}'"]
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Unwind, so that a launcher ends the processes of its jobs; dying at once would leave them running.
+
+    While Lightning fits in this process it has a handler of its own, which calls this one too and stops after a batch.
+    """
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        sys.exit(TERMINATED)
 
 
 def _keep_traceback(error: Exception) -> None:

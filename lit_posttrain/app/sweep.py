@@ -83,12 +83,13 @@ def _describe(config: DictConfig, job_return: JobReturn) -> Job:
 
 
 def _result(folder: Path, mode: str | None, metric: str | None) -> dict[str, Any]:
-    """What the job wrote: only the file of its mode is sure to be its own."""
-    file = folder / {"fit": "summary.json", "validate": "validation.json"}.get(str(mode), "")
-    if not file.is_file():
+    """What the job wrote; the folder may have files of an earlier job, of which those of this mode were replaced."""
+    file = folder / ("validation.json" if mode == "validate" else "summary.json")
+    if mode not in ("fit", "validate") or not file.is_file():
         return {}
     content = json.loads(file.read_text(encoding="utf-8"))
     if mode == "validate":
         return dict.fromkeys(("first", "last", "best"), content.get(metric))
     scores = content["metrics"].get(metric, {})
-    return {**{name: scores.get(name) for name in ("first", "last", "best")}, **{n: content[n] for n in ("steps", "wall_s")}}
+    scores = {name: scores.get(name) for name in ("first", "last", "best")}
+    return {**scores, "steps": content["steps"], "wall_s": content["wall_s"]}

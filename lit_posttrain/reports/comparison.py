@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+RESULT = ("metric", "first", "last", "best", "steps", "wall_s", "error")  # columns after those of the options
 WIDE = 200  # characters of a line where nobody's terminal sets the limit
 
 
@@ -70,10 +71,10 @@ def write_comparison(jobs: Sequence[Job], path: Path) -> None:
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with draft.open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["job", "folder", "status", *names, *"metric first last best steps wall_s error".split()])
+        rows.writerow(["job", "folder", "status", *names, *RESULT])
         for job in sorted(jobs, key=lambda job: job.number):
             options = [job.overrides.get(name) for name in names]
-            result = [job.metric, job.first, job.last, job.best, job.steps, job.wall_s, job.error]
+            result = [getattr(job, name) for name in RESULT]
             rows.writerow([job.number, job.folder, job.status, *options, *result])
     os.replace(draft, path)
 
