@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -13,6 +14,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from lit_posttrain.app.errors import told
 from lit_posttrain.app.hints import check_additions, explain_composition_error
 
 # Errors that tell a user what to change; anything else is shown with its traceback.
@@ -45,6 +47,7 @@ def main() -> None:
     if not full_errors:  # so that Hydra raises instead of printing and leaving
         os.environ.update({"HYDRA_FULL_ERROR": "1", SET_HERE: "1"})
     sys.argv[1:] = resume_in_place(sys.argv[1:])
+    previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         _train()
     except (HydraException, OmegaConfBaseException) as error:
@@ -61,6 +64,8 @@ def main() -> None:
             raise
         print("\nterminated; go on with ckpt_path=<run>/checkpoints/last.ckpt", file=sys.stderr)  # noqa: T201
         sys.exit(TERMINATED)  # Lightning's SIGTERMException carries no status, which would read as success
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def resume_in_place(arguments: list[str]) -> list[str]:
@@ -75,6 +80,15 @@ def resume_in_place(arguments: list[str]) -> list[str]:
     return [*arguments, f"hydra.run.dir='{folder}'"]
 
 
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Unwind, so that a launcher ends the processes of its jobs; dying at once would leave them running.
+
+    While Lightning fits in this process it has a handler of its own, which calls this one too and stops after a batch.
+    """
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        sys.exit(TERMINATED)
+
+
 def _keep_traceback(error: Exception) -> None:
     """Write it to the log of the run, and note in the error where that is: Hydra forgets the run when it has ended."""
     config = HydraConfig.get()
@@ -87,10 +101,7 @@ def _keep_traceback(error: Exception) -> None:
 def _leave(error: BaseException, message: str | None) -> None:
     kept = vars(error).get("__notes__", [])
     where = f"{kept[-1]}; set" if kept else "For the traceback set"
-    shown = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
-    text = message or (str(shown.args[0]) if isinstance(shown, KeyError) and shown.args else str(shown))
     rank = os.environ.get("LOCAL_RANK", "0")
     who = "" if rank == "0" else f" in process {rank}"
-    message = f"\nerror{who}: {type(shown).__name__}: {text}\n\n{where} HYDRA_FULL_ERROR=1 to see it here."
-    print(message, file=sys.stderr)  # noqa: T201
+    print(f"\nerror{who}: {told(error, message)}\n\n{where} HYDRA_FULL_ERROR=1 to see it here.", file=sys.stderr)  # noqa: T201
     sys.exit(1)

@@ -38,6 +38,8 @@ def explain_composition_error(error: BaseException, arguments: list[str]) -> str
         group, _, choice = missing_choice.group(1).rpartition("/")
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
         listed = f" There are: {', '.join(options)}." if options else ""
+        if missing_choice.group(1) == "hydra/launcher/joblib":
+            return "there is no `hydra/launcher=joblib`: `pip install 'lit-posttrain[sweep]'` brings it."
         return f"there is no `{group}={choice}`.{nearest(choice, options)}{listed}"
     missing_group = re.search(r"Could not override '([^']+)'", text)
     unknown = re.search(r"Key '([^']+)' is not in struct", text)

@@ -21,7 +21,8 @@ from lit_posttrain.algos.policy_module import PolicyModule
 from lit_posttrain.app.checks import check_config
 from lit_posttrain.app.config_file import ConfigFile
 from lit_posttrain.app.end_together import EndTogether
-from lit_posttrain.app.summary import describe_run, write_json
+from lit_posttrain.app.json_file import write_json
+from lit_posttrain.app.summary import describe_run
 from lit_posttrain.app.watched_metric import WatchedMetric
 from lit_posttrain.batching import in_prompt_order
 from lit_posttrain.callbacks.metrics_csv import MetricsCSV

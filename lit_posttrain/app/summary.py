@@ -1,12 +1,9 @@
 """What a run leaves to be read by people and programs."""
 
 import importlib.metadata
-import json
-import os
 import platform
 import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,14 +35,6 @@ def describe_run(
         "throughput": {"tokens_per_s": history.metrics.get("throughput/tokens_per_s", {}).get("last")},
         "metrics": dict(sorted(history.metrics.items())),
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".json.tmp")
-    draft.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, path)
 
 
 def _device(module: PolicyModule) -> str:

@@ -1,17 +1,13 @@
 """What the command line says and does before a run begins."""
 
-import logging
 import subprocess
 import sys
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from lit_posttrain.app import cli, run
+from lit_posttrain.app import run
 from lit_posttrain.app.cli import resume_in_place
-from lit_posttrain.models.loading import Pretrained
 from tests.composing import compose_train
 
 EXAMPLES = [
@@ -20,30 +16,6 @@ EXAMPLES = [
     "python train.py data=prompts data.path=my.jsonl reward.path=my_rewards.py:fn",
     "python train.py -m seed=0,1,2 optim.lr=1e-4,3e-4",
 ]
-
-
-@pytest.fixture
-def command_line(monkeypatch, tmp_path, capfd):
-    """Run `lit-posttrain` with arguments in this process: exit status and what it printed, no weights loaded."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Pretrained, "load", lambda self: pytest.fail("weights were loaded"))
-    handlers, level = list(logging.root.handlers), logging.root.level
-
-    def call(*arguments: str, full_errors: str = "0") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lit-posttrain", *arguments])
-        monkeypatch.setenv("HYDRA_FULL_ERROR", full_errors)
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as leave:
-            status = int(leave.code or 0)
-        return status, *capfd.readouterr()
-
-    yield call
-    GlobalHydra.instance().clear()
-    HydraConfig.instance().cfg = None
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
 
 
 @pytest.fixture

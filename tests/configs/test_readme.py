@@ -38,7 +38,7 @@ SHORT = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, word_tokenizer):
-    """A folder with what the commands name: data, a reward, a finished run, and a cache in which gpt2 exists."""
+    """A folder with what the commands name: data, a reward, sweeps, a finished run, a cache in which gpt2 exists."""
     folder = tmp_path_factory.mktemp("readme")
     snapshot = folder / "hub" / "models--gpt2" / "snapshots" / ("0" * 40)
     config = GPT2Config(vocab_size=40, n_positions=256, n_embd=8, n_layer=1, n_head=1, eos_token_id=1)
@@ -51,6 +51,7 @@ def world(tmp_path_factory, word_tokenizer):
         (folder / name).write_text("\n".join(rows) + "\n")
     reward = next(block for kind, block in BLOCKS if kind == "python" and "my_rewards.py" in block)
     (folder / "my_rewards.py").write_text(reward)
+    (folder / "sweeps").symlink_to(ROOT / "sweeps")
     run(folder, "python train.py hydra.run.dir=run")
     return folder
 
@@ -59,7 +60,7 @@ def arguments_of(command: str) -> list[str]:
     """The command's own arguments, with settings that make it short where it does not name them itself."""
     words = shlex.split(command.replace("<run>", "run"))
     assert words[:2] == ["python", "train.py"], command
-    given = dict(word.split("=", 1) for word in words[2:] if not word.startswith("-"))
+    given = dict(word.split("=", 1) for word in words[2:] if "=" in word and not word.startswith("-"))
     settings = dict(SHORT)
     if "data" in given:
         del settings["data.path.num_prompts"], settings["data.path.num_validation"]

@@ -1,0 +1,19 @@
+"""What a user is told of an error."""
+
+from hydra.errors import InstantiationException
+
+
+def told(error: BaseException, message: str | None = None) -> str:
+    """Its kind and its words; of an error while Hydra builds an object, those of the object.
+
+    Args:
+        error: what was raised.
+        message: better words for it, where there are any.
+
+    >>> told(KeyError("no column `answer`"))
+    'KeyError: no column `answer`'
+    """
+    shown = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+    # str() of a KeyError would put its message between quotes
+    text = message or (str(shown.args[0]) if isinstance(shown, KeyError) and shown.args else str(shown))
+    return f"{type(shown).__name__}: {text}"

@@ -1,0 +1,1 @@
+"""What people read when the work is done: the comparison of a sweep's jobs."""
