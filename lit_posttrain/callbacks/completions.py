@@ -1,14 +1,14 @@
 """Every completion of every rollout, kept in a file."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
-from lit_posttrain.callbacks.records import RecordsRollouts, RolloutRecord
+from lit_posttrain.callbacks.completion_rows import completion_rows
+from lit_posttrain.callbacks.records import RecordsRollouts
 
 
 class CompletionsFile(Callback):
@@ -41,7 +41,7 @@ class CompletionsFile(Callback):
         if record.index == self._written:
             return
         self._written = record.index
-        lines = _lines(record)
+        lines = completion_rows(record)
         if trainer.world_size > 1:
             ranks: list[Any] = [None] * trainer.world_size
             dist.all_gather_object(ranks, lines)
@@ -59,32 +59,3 @@ class CompletionsFile(Callback):
         """Go on behind what the checkpoint knows of."""
         self._resume_at = state_dict["bytes"]
         self._written = state_dict["rollout"]
-
-
-def _lines(record: RolloutRecord) -> list[dict[str, Any]]:
-    experience = record.experience
-    if experience is None:
-        return []
-    lengths = experience.tokens.completion_mask.sum(1).tolist()
-    return [
-        {
-            "step": record.step,
-            "rollout": record.index,
-            "prompt": experience.rows[i]["prompt"],
-            "completion": experience.completions[i],
-            "reward": _or_none(record.rewards[i].item()),
-            "rewards": {
-                name: _or_none(score)
-                for name, score in zip(record.reward_names, record.scores[i].tolist(), strict=True)
-            },
-            "advantage": record.advantages[i].item(),
-            "length": lengths[i],
-            "truncated": bool(experience.truncated[i]),
-        }
-        for i in range(len(experience.rows))
-    ]
-
-
-def _or_none(value: float) -> float | None:
-    """JSON has no NaN; a reward that a function did not give is null."""
-    return None if math.isnan(value) else value

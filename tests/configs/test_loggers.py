@@ -3,7 +3,7 @@
 import pytest
 from lightning.pytorch.loggers import WandbLogger
 
-from lit_posttrain.app.loggers import key_is_configured, wandb_logger
+from lit_posttrain.app.wandb_runs import key_is_configured, wandb_logger
 from tests.composing import compose_train
 
 
@@ -53,5 +53,5 @@ def test_online_only_with_a_key(no_account, monkeypatch, tmp_path, key):
         monkeypatch.setenv("WANDB_API_KEY", key)
     logger = wandb_logger(save_dir=str(tmp_path), project="p", name="n", group="g")
     assert isinstance(logger, WandbLogger)
-    assert logger._offline == (key is None)
+    assert logger._wandb_init["mode"] == ("offline" if key is None else "online")
     assert (logger.save_dir, logger._wandb_init["group"]) == (str(tmp_path), "g")
