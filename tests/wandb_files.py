@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,9 +52,14 @@ class OfflineRun:
         return increments
 
 
-def read_runs(folder: Path) -> list[OfflineRun]:
-    """The offline runs in a job's folder, oldest first."""
-    return [_read(file) for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
+def read_runs(folder: Path, *, wait_s: float = 20.0) -> list[OfflineRun]:
+    """The offline runs in a job's folder, oldest first; W&B's own process writes their ends a moment after `finish`."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        runs = [_read(file) for file in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
+        if all(run.exit_code is not None for run in runs) or time.monotonic() > deadline:
+            return runs
+        time.sleep(0.05)
 
 
 def _read(file: Path) -> OfflineRun:
