@@ -41,6 +41,10 @@ class OfflineRun:
                 known[name] = value
         return steps
 
+    def steps(self, key: str) -> list[int]:
+        """Where on the step axis something was logged."""
+        return [row["trainer/global_step"] for row in self.history if key in row]
+
     def table(self, key: str) -> list[list[dict[str, Any]]]:
         """The rows of each increment of a table."""
         increments = []

@@ -33,6 +33,7 @@ def test_a_stock_logger_without_hydra(run_grpo, plain_wandb, tmp_path):  # noqa:
     (part,) = read_runs(tmp_path)
     increments = part.table("mine-samples")
     assert [[(row["rollout"], row["step"]) for row in rows] for rows in increments] == [[(0, 0)] * 3, [(2, 4)] * 3]
+    assert part.steps("mine-samples") == [0, 4]
     assert list(increments[0][0]) == [
         "step",
         "rollout",
@@ -129,6 +130,14 @@ def test_a_fit_without_a_checkpoint_begins_anew(fit):
     fit(table, run, [0])
     fit(table, run, [0])
     assert [rows for _, rows in run.logged] == [[[0, 0, None]]] * 2
+
+
+def test_a_second_resume_of_the_same_object(fit):
+    table, first, second = CompletionsTable(every_n_rollouts=1, rows=1), FakeRun(resumed=False), FakeRun(resumed=True)
+    fit(table, first, [0, 1])
+    table.load_state_dict(saved(table))
+    fit(table, second, [2])
+    assert [rows for _, rows in second.logged] == [[[2, 0, None]]]
 
 
 @pytest.mark.parametrize(
