@@ -8,6 +8,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from lit_posttrain.app.hints import nearest
+from lit_posttrain.app.loggers import check_loggers
 
 MODES = ("fit", "validate", "predict")
 # Arguments of the Trainer that have a place of their own in the configuration.
@@ -25,6 +26,7 @@ def check_config(cfg: DictConfig) -> None:
     Raises:
         ValueError: naming the option, the rule and the way out.
         FileNotFoundError: if there is no such checkpoint.
+        ModuleNotFoundError: if the package of a logger is missing.
     """
     if cfg.mode not in MODES:
         hint = nearest(str(cfg.mode), list(MODES))
@@ -47,6 +49,7 @@ def check_config(cfg: DictConfig) -> None:
         if cfg.val_every_steps < 1:
             raise ValueError(f"`val_every_steps` must be >= 1 or null, got {cfg.val_every_steps}.")
     check_arguments(cfg, "")
+    check_loggers(cfg.logger)
     for name in sorted(set(GIVEN_TO_TRAINER) & set(cfg.trainer)):
         raise ValueError(f"`trainer.{name}` is taken: use {GIVEN_TO_TRAINER[name]}.")
     for name, default in (("max_steps", -1), ("accumulate_grad_batches", 1)):

@@ -1,36 +1,65 @@
-"""Weights & Biases, without an account where there is none."""
+"""The loggers of a run, and how they go on when it is resumed."""
 
-import netrc
-import os
-from pathlib import Path
+import importlib.util
+from inspect import signature
 
-from lightning.pytorch.loggers import WandbLogger
+from hydra.utils import get_object, instantiate
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from omegaconf import DictConfig
+
+from lit_posttrain.callbacks.metrics_csv import MetricsCSV
+
+TENSORBOARD = "lit_posttrain.app.loggers.tensorboard_logger"
 
 
-def wandb_logger(*, save_dir: str, project: str, name: str | None = None, group: str | None = None) -> WandbLogger:
-    """A `WandbLogger` that is online if a key is configured, and otherwise writes offline into `save_dir`.
+def make_loggers(nodes: DictConfig | None, *, resume_step: int | None) -> list[Logger]:
+    """Build the loggers of the group `logger`.
+
+    Args:
+        nodes: the group, a node for each logger.
+        resume_step: optimiser steps done before; what is logged for later ones replaces what is there, as far as the
+            kind of logger can. None = a new run.
+    """
+    loggers: list[Logger] = []
+    for node in (nodes or {}).values():
+        if not node:
+            continue
+        resumable = resume_step is not None and "resume_step" in signature(get_object(node["_target_"])).parameters
+        logger = instantiate(node, _convert_="all", **({"resume_step": resume_step} if resumable else {}))
+        if resume_step is not None and isinstance(logger, MetricsCSV):
+            logger.go_on_from(resume_step)
+        loggers.append(logger)
+    return loggers
+
+
+def check_loggers(nodes: DictConfig | None) -> None:
+    """Refuse a logger whose package is missing, before anything long begins.
+
+    Raises:
+        ModuleNotFoundError: saying what to install.
+    """
+    for name, node in (nodes or {}).items():
+        if node and node.get("_target_") == TENSORBOARD and importlib.util.find_spec("tensorboard") is None:
+            raise ModuleNotFoundError(
+                f"`logger.{name!s}` needs the package tensorboard, which is not installed: `pip install tensorboard`, "
+                "or use `logger=csv`."
+            )
+
+
+def tensorboard_logger(
+    *, save_dir: str, name: str = "tensorboard", resume_step: int | None = None
+) -> TensorBoardLogger:
+    """A `TensorBoardLogger` whose event files are all in `<save_dir>/<name>`, so that a resumed run is one curve.
 
     Args:
         save_dir: the run's folder.
-        project: the project's name.
-        name: the run's name; None = one that W&B makes up.
-        group: the group's name, for the jobs of a sweep.
+        name: the folder in it.
+        resume_step: optimiser steps done before: TensorBoard forgets later ones, which come again. None = a new run.
     """
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # nothing phones home
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_CONSOLE", "off")
-    return WandbLogger(save_dir=save_dir, project=project, name=name, group=group, offline=not key_is_configured())
-
-
-def key_is_configured() -> bool:
-    """Whether an API key stands in the environment or in ~/.netrc, and WANDB_MODE does not say otherwise."""
-    if os.environ.get("WANDB_MODE", "online") != "online":
-        return False
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].strip("/")
-    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    try:
-        return netrc.netrc(file).authenticators(host) is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False
+    return TensorBoardLogger(
+        save_dir=save_dir,
+        name=name,
+        version="",
+        default_hp_metric=False,
+        purge_step=None if resume_step is None else resume_step + 1,
+    )

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from hydra.utils import instantiate
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from lit_posttrain.algos.policy_module import PolicyModule
@@ -22,10 +21,11 @@ from lit_posttrain.app.checks import check_config
 from lit_posttrain.app.config_file import ConfigFile
 from lit_posttrain.app.end_together import EndTogether
 from lit_posttrain.app.json_file import write_json
+from lit_posttrain.app.loggers import make_loggers
 from lit_posttrain.app.summary import describe_run
+from lit_posttrain.app.wandb_runs import log_summary, own_wandb_run
 from lit_posttrain.app.watched_metric import WatchedMetric
 from lit_posttrain.batching import in_prompt_order
-from lit_posttrain.callbacks.metrics_csv import MetricsCSV
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 NEVER = sys.maxsize  # optimiser steps to the next validation
 
 
+@own_wandb_run()
 def run(cfg: DictConfig) -> float | None:
     """Do what the configuration says.
 
@@ -79,12 +80,9 @@ def make_trainer(cfg: DictConfig, history: MetricsHistory) -> Trainer:
     """The Trainer of the configuration, with its callbacks and loggers; steps become batches here."""
     callbacks: list[Callback] = [history, WatchedMetric(cfg.watch.metric), ConfigFile(cfg), EndTogether()]
     callbacks += [instantiate(callback, _convert_="all") for callback in (cfg.callbacks or {}).values() if callback]
-    loggers: list[Logger] = [instantiate(each, _convert_="all") for each in (cfg.logger or {}).values() if each]
-    if cfg.ckpt_path is not None:
-        step = read_checkpoint(cfg.ckpt_path)["global_step"]
-        for table in loggers if cfg.mode == "fit" else []:
-            if isinstance(table, MetricsCSV):
-                table.go_on_from(step)
+    resumes = cfg.mode == "fit" and cfg.ckpt_path is not None
+    resume_step = read_checkpoint(cfg.ckpt_path)["global_step"] if resumes else None
+    loggers = [] if cfg.mode == "predict" else make_loggers(cfg.logger, resume_step=resume_step)
     max_steps = cfg.trainer.get("max_steps", -1)
     val_every_steps = cfg.val_every_steps or (max_steps if max_steps > 0 else NEVER)
     return instantiate(
@@ -141,6 +139,7 @@ def finish(cfg: DictConfig, trainer: Trainer, module: PolicyModule, history: Met
         module.load_state_dict(checkpoint["state_dict"])
     module.save_pretrained(folder / "export_best")
     write_json(folder / "summary.json", summary)
+    log_summary(trainer.loggers, summary)
     for name, values in summary["metrics"].items():
         if name.startswith("val/"):
             log.info("%-24s %.3f -> %.3f (best %.3f)", name, values["first"], values["last"], values["best"])
@@ -156,9 +155,9 @@ def best_checkpoint(trainer: Trainer, metric: str, *, last: float | None) -> str
         last: its value at the end, which may have been measured after the last checkpoint.
     """
     for callback in trainer.checkpoint_callbacks:
-        if not isinstance(callback, ModelCheckpoint) or callback.monitor != metric or not callback.best_model_path:
-            continue
-        best = float(callback.best_model_score)  # type: ignore[arg-type]
+        if not isinstance(callback, ModelCheckpoint) or callback.monitor != metric or callback.best_model_score is None:
+            continue  # a run that goes on in another folder knows the path of its best, and has no score
+        best = float(callback.best_model_score)
         if last is None or (last < best if callback.mode == "max" else last > best):
             return callback.best_model_path
     return None

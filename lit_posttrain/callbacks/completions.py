@@ -1,13 +1,13 @@
 """Every completion of every rollout, kept in a file."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
+from lit_posttrain.callbacks.completion_rows import completion_rows
 from lit_posttrain.callbacks.records import RecordsRollouts, RolloutRecord
 
 
@@ -66,36 +66,6 @@ class CompletionsFile(Callback):
 
 
 def _groups(record: RolloutRecord) -> dict[int, list[dict[str, Any]]]:
-    """The lines of each prompt's completions, by its number in the rollout."""
-    lines = _lines(record)
-    size = record.group_size
-    return {slot: lines[size * group : size * (group + 1)] for group, slot in enumerate(record.slots.tolist())}
-
-
-def _lines(record: RolloutRecord) -> list[dict[str, Any]]:
-    experience = record.experience
-    if experience is None:
-        return []
-    lengths = experience.tokens.completion_mask.sum(1).tolist()
-    return [
-        {
-            "step": record.step,
-            "rollout": record.index,
-            "prompt": experience.rows[i]["prompt"],
-            "completion": experience.completions[i],
-            "reward": _or_none(record.rewards[i].item()),
-            "rewards": {
-                name: _or_none(score)
-                for name, score in zip(record.reward_names, record.scores[i].tolist(), strict=True)
-            },
-            "advantage": record.advantages[i].item(),
-            "length": lengths[i],
-            "truncated": bool(experience.truncated[i]),
-        }
-        for i in range(len(experience.rows))
-    ]
-
-
-def _or_none(value: float) -> float | None:
-    """JSON has no NaN; a reward that a function did not give is null."""
-    return None if math.isnan(value) else value
+    """The rows of each prompt's completions, by its number in the rollout."""
+    rows, size = completion_rows(record), record.group_size
+    return {slot: rows[size * group : size * (group + 1)] for group, slot in enumerate(record.slots.tolist())}
