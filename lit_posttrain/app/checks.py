@@ -40,6 +40,10 @@ def check_config(cfg: DictConfig) -> None:
             f"there is no checkpoint `{cfg.ckpt_path}`; those of a run are in its checkpoints/ folder."
         )
     check_kind("seed", cfg.seed, 0)
+    if not 0 <= cfg.seed < 2**32:
+        raise ValueError(f"`seed` must be from 0 to 2^32 - 1, got {cfg.seed}.")
+    if cfg.watch.mode not in ("min", "max"):
+        raise ValueError(f"`watch.mode` must be min or max, got `{cfg.watch.mode}`.")
     if cfg.threads is not None:
         check_kind("threads", cfg.threads, 1)
         if cfg.threads < 1:
@@ -54,6 +58,15 @@ def check_config(cfg: DictConfig) -> None:
         raise ValueError(f"`trainer.{name}` is taken: use {GIVEN_TO_TRAINER[name]}.")
     for name, default in (("max_steps", -1), ("accumulate_grad_batches", 1)):
         check_kind(f"trainer.{name}", cfg.trainer.get(name, default), default)
+    for name in sorted({"lr", "eps", "weight_decay"} & set(cfg.optim)):
+        check_kind(f"optim.{name}", cfg.optim[name], 0.1)
+        if cfg.optim[name] < 0:
+            raise ValueError(f"`optim.{name}` must be >= 0, got {cfg.optim[name]}.")
+    if cfg.scheduler.get("num_training_steps", 1) < 1:
+        raise ValueError(
+            f"`trainer.max_steps` must be given with a schedule that ends, got {cfg.trainer.get('max_steps', -1)}: "
+            "use `scheduler=constant` for a run without an end."
+        )
     if cfg.trainer.accumulate_grad_batches < 1:
         raise ValueError(f"`trainer.accumulate_grad_batches` must be >= 1, got {cfg.trainer.accumulate_grad_batches}.")
     if cfg.trainer.get("precision") in ("16-true", "16"):

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
 from lit_posttrain.algos.policy_module import PolicyModule
+from lit_posttrain.app.changed_options import changed_options
 from lit_posttrain.app.checks import check_config
 from lit_posttrain.app.config_file import ConfigFile
 from lit_posttrain.app.end_together import EndTogether
@@ -48,6 +49,9 @@ def run(cfg: DictConfig) -> float | None:
     module.check_policy()
     if cfg.ckpt_path is not None:
         module.check_checkpoint(read_checkpoint(cfg.ckpt_path))
+        changed = changed_options(cfg.ckpt_path, cfg) if cfg.mode == "fit" else []
+        if changed:
+            log.warning("going on with other options than the run began with:\n  %s", "\n  ".join(changed))
     datamodule: LightningDataModule = instantiate(cfg.data, _convert_="all")
     datamodule.setup("fit")  # whatever is wrong with the data is said before weights are loaded
 

@@ -27,6 +27,11 @@ from tests.composing import compose_train
         (["algo.clip_low=null"], "`algo.clip_low` must be a number, got null."),
         (["trainer.max_steps=ten"], "`trainer.max_steps` must be a whole number, got `ten`."),
         (["seed=one"], "`seed` must be a whole number, got `one`."),
+        (["seed=-1"], "`seed` must be from 0 to 2^32 - 1, got -1."),
+        (["watch.mode=maximum"], "`watch.mode` must be min or max, got `maximum`."),
+        (["optim.lr=abc"], "`optim.lr` must be a number, got `abc`."),
+        (["optim.lr=-1"], "`optim.lr` must be >= 0, got -1."),
+        (["scheduler=cosine", "trainer.max_steps=-1"], "`trainer.max_steps` must be given with a schedule that ends"),
         (["val_every_steps=0"], "`val_every_steps` must be >= 1 or null, got 0."),
         (["trainer.accumulate_grad_batches=0"], "`trainer.accumulate_grad_batches` must be >= 1, got 0."),
         (

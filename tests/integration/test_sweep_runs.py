@@ -24,7 +24,7 @@ SMALL = [
     "algo.group_size=4",
     "algo.sampling.max_new_tokens=16",
 ]
-ERROR = "ValueError: Invalid learning rate: -1"
+ERROR = "ValueError: `optim.lr` must be >= 0, got -1."
 
 
 @pytest.fixture(scope="module")

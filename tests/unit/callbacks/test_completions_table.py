@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from lit_posttrain.callbacks.completions_table import SHOWN_INCREMENTS, CompletionsTable, _flat
-from tests.integration.conftest import run_grpo  # noqa: F401 -- a fixture
+from tests.integration.conftest import run_online  # noqa: F401 -- a fixture
 from tests.wandb_files import read_runs
 
 
@@ -25,9 +25,9 @@ def plain_wandb(monkeypatch, tmp_path):
         wandb.finish()
 
 
-def test_a_stock_logger_without_hydra(run_grpo, plain_wandb, tmp_path):  # noqa: F811
+def test_a_stock_logger_without_hydra(run_online, plain_wandb, tmp_path):  # noqa: F811
     table = CompletionsTable("samples", every_n_rollouts=2, rows=3)
-    module, _, _ = run_grpo(trainer={"max_steps": 6, "logger": plain_wandb}, callbacks=[table], num_minibatches=2)
+    module, _, _ = run_online(trainer={"max_steps": 6, "logger": plain_wandb}, callbacks=[table], num_minibatches=2)
     assert module.last_rollout.index == 2
     wandb.finish()
     (part,) = read_runs(tmp_path)
@@ -47,10 +47,10 @@ def test_a_stock_logger_without_hydra(run_grpo, plain_wandb, tmp_path):  # noqa:
     ]
 
 
-def test_without_wandb_nothing_is_imported_or_kept(run_grpo, monkeypatch, tmp_path):  # noqa: F811
+def test_without_wandb_nothing_is_imported_or_kept(run_online, monkeypatch, tmp_path):  # noqa: F811
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises
     table = CompletionsTable()
-    run_grpo(trainer={"max_steps": 2, "logger": CSVLogger(tmp_path)}, callbacks=[table])
+    run_online(trainer={"max_steps": 2, "logger": CSVLogger(tmp_path)}, callbacks=[table])
     assert table.state_dict() == {"columns": [], "rows": [], "rollout": None}
 
 
@@ -189,11 +189,11 @@ def test_bad_arguments(name, value):
         CompletionsTable(**{name: value})
 
 
-def test_the_rows_load_safely(run_grpo, plain_wandb, tmp_path):  # noqa: F811
+def test_the_rows_load_safely(run_online, plain_wandb, tmp_path):  # noqa: F811
     checkpoint = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    run_grpo(trainer={"max_steps": 2, "logger": plain_wandb}, callbacks=[CompletionsTable(rows=2), checkpoint])
+    run_online(trainer={"max_steps": 2, "logger": plain_wandb}, callbacks=[CompletionsTable(rows=2), checkpoint])
     table = CompletionsTable(rows=2)
-    run_grpo(
+    run_online(
         trainer={"max_steps": 3, "logger": plain_wandb},
         callbacks=[table, ModelCheckpoint(tmp_path / "b")],
         ckpt_path=tmp_path / "step=1.ckpt",

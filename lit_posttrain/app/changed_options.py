@@ -1,0 +1,49 @@
+"""What a resumed run has other than the run that it goes on with."""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# What may differ without anybody wondering: where and how long, and what only watches.
+FREE = ("ckpt_path", "run_dir", "names", "mode", "threads", "logger", "callbacks", "watch", "trainer.max_steps")
+REPEATED = ("algo.optimizer", "algo.scheduler", "algo.policy", "algo.rewards")  # each has a group of its own
+RESTORED = "optim."  # an optimiser is restored with its state, its numbers included
+
+
+def changed_options(checkpoint: str | Path, cfg: DictConfig) -> list[str]:
+    """A line for each option that differs from the `config.yaml` of the checkpoint's run, where there is one.
+
+    Args:
+        checkpoint: a file in the `checkpoints/` of a run.
+        cfg: the configuration that is to go on from it.
+
+    Returns:
+        Lines like "optim.lr: 0.0001 -> 0.001 (the checkpoint's stays)".
+    """
+    path = Path(checkpoint).resolve().parent.parent / "config.yaml"
+    if not path.is_file():
+        return []
+    before, now = _flat(OmegaConf.load(path)), _flat(cfg)
+    lines = []
+    for name in sorted(before.keys() | now.keys()):
+        if name.startswith(FREE + REPEATED) or before.get(name) == now.get(name):
+            continue
+        note = " (the checkpoint's stays)" if name.startswith(RESTORED) else ""
+        lines.append(f"{name}: {before.get(name)} -> {now.get(name)}{note}")
+    return lines
+
+
+def _flat(cfg: Any) -> dict[str, Any]:
+    """Dotted names and values."""
+    found: dict[str, Any] = {}
+
+    def walk(node: Any, prefix: str) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                walk(value, f"{prefix}.{key}".lstrip("."))
+        else:
+            found[prefix] = node
+
+    walk(OmegaConf.to_container(cfg, resolve=True), "")
+    return found
