@@ -134,6 +134,29 @@ def test_a_sweep_runs_every_value(command_line, runs, tmp_path):
     assert runs[0]["names"] == {"algo": "grpo", "model": "tiny", "data": "gridworld"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "printed"),
+    [
+        (["algo=grpo", "model=gpt2", "trainer=ddp"], ["path: gpt2", "strategy: ddp"]),
+        (["experiment=dapo"], ["overlong_fraction: 0.2", "max_refills: 9"]),
+        (["experiment=rloo"], ["_target_: lit_posttrain.algos.rloo.RLOO", "kl_coef: 0.03"]),
+        (["algo=rloo"], ["_target_: lit_posttrain.algos.rloo.RLOO", "kl_coef: 0.05"]),
+        (["algo=reinforce_pp", "algo.baseline=group"], ["ReinforcePlusPlus", "baseline: group"]),
+    ],
+)
+def test_forms_that_users_type(command_line, arguments, printed):
+    status, job, errors = command_line(*arguments, "--cfg", "job")
+    assert status == 0, errors
+    assert [line for line in printed if line not in job] == []
+
+
+def test_a_sweep_over_algorithms(command_line, runs):
+    status, _, errors = command_line("-m", "algo=grpo,rloo", "seed=0,1", "logger=csv", "hydra.sweep.dir=sweep")
+    assert status == 0, errors
+    assert [(cfg["names"]["algo"], cfg["seed"]) for cfg in runs] == [("grpo", 0), ("grpo", 1), ("rloo", 0), ("rloo", 1)]
+    assert [cfg["optim"]["lr"] for cfg in runs] == [1.5e-4] * 4  # each with its own tuning for `tiny`
+
+
 def test_another_application_can_include_the_configuration(command_line, runs, tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "hydra: {searchpath: ['pkg://lit_posttrain.conf']}\ndefaults: [train, _self_]\ngreeting: hello\nseed: 7\n"
