@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from lit_posttrain.tasks.gridworld_scores import score_completions
 from lit_posttrain.tasks.messages import TextOrMessages
 
+# Of a reward of at most 1, the part for arriving at all. With little of it the policy unlearns walls: in most grids the
+# straight path is the shortest, and boldness wins more there than it loses where a wall stands in the way.
+ARRIVAL = 0.7
+
 
 def path_reward(
     prompts: Sequence[TextOrMessages],
@@ -12,7 +16,7 @@ def path_reward(
     truncated: Sequence[bool],
     **columns: object,
 ) -> list[float]:
-    """Reward a path that ends at the goal by shortest / moves: 1 for a shortest one; 0 for anything else.
+    """Reward a path that ends at the goal by 0.7 + 0.3 shortest / moves: 1 for a shortest one; 0 for anything else.
 
     Args:
         prompts: [B] texts or chat messages that hold a grid.
@@ -24,8 +28,9 @@ def path_reward(
         ValueError: if a prompt holds no grid.
 
     >>> prompts = ["grid 2 2 walls start a1 goal b1 path"] * 3
-    >>> path_reward(prompts, ["right b1", "left a1", "right b1 left a1 right b1"], [False, False, False])
-    [1.0, 0.0, 0.3333333333333333]
+    >>> rewards = path_reward(prompts, ["right b1", "left a1", "right b1 left a1 right b1"], [False, False, False])
+    >>> [round(reward, 6) for reward in rewards]
+    [1.0, 0.0, 0.8]
     """
     scores = score_completions(prompts, completions, truncated)
-    return [score.shortest / score.moves if score.success else 0.0 for score in scores]
+    return [ARRIVAL + (1 - ARRIVAL) * score.shortest / score.moves if score.success else 0.0 for score in scores]

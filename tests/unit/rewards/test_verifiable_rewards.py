@@ -16,7 +16,7 @@ PROMPT = "grid 3 3 walls b2 start a1 goal c1 path"
 SHARED = os.environ.get("LIT_POSTTRAIN_SHARED")
 
 
-def test_path_reward_is_shortest_over_moves() -> None:
+def test_path_reward_is_for_arriving_and_for_few_moves() -> None:
     completions = [
         "right b1 right c1",
         "right b1 left a1 right b1 right c1",
@@ -27,7 +27,7 @@ def test_path_reward_is_shortest_over_moves() -> None:
         "",
     ]
     rewards = path_reward([PROMPT] * 7, completions, [False] * 7, answer=["unused"] * 7)
-    assert rewards == [1.0, 2 / 4, 2 / 6, 0.0, 0.0, 0.0, 0.0]
+    assert rewards == pytest.approx([1.0, 0.7 + 0.3 * 2 / 4, 0.7 + 0.3 * 2 / 6, 0.0, 0.0, 0.0, 0.0])
 
 
 def test_path_cut_off_at_the_goal_gets_nothing() -> None:
