@@ -284,11 +284,12 @@ def test_gradients_in_double_precision(name, log_ratios):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize("name", [*PAIRED, *(f"{name}_steep" for name in CASES)])
 def test_wild_arguments_stay_finite(name, dtype):  # section 11, E
     chosen = torch.tensor([100.0, -100.0, 100.0, -100.0, 0.0, -100.0], dtype=dtype, requires_grad=True)
     rejected = torch.tensor([-100.0, 100.0, 100.0, -100.0, -100.0, 0.0], dtype=dtype, requires_grad=True)
-    loss = PAIRED[name](chosen, rejected)
+    steep = {f"{name}_steep": partial(case.function, beta=5.0) for name, case in CASES.items()}
+    loss = (PAIRED | steep)[name](chosen, rejected)
     assert loss.isfinite().all()
     for slope in gradients(loss, chosen, rejected):
         assert slope.isfinite().all()
