@@ -1,7 +1,7 @@
 """The maths of post-training: pure functions of tensors.
 
 Shapes: B sequences, G completions per prompt, P prompt length, C completion length, V vocabulary. Masks are bool, and
-True counts. Losses come back per token, [B, C]; `aggregate` alone reduces them.
+True counts. Losses come back per token, [B, C], or per preference pair, [B]; `aggregate` alone reduces them.
 """
 
 from lit_posttrain.functional.advantages import (
@@ -13,8 +13,15 @@ from lit_posttrain.functional.advantages import (
     reward_to_go,
 )
 from lit_posttrain.functional.aggregation import Aggregation, aggregate, normalizer
+from lit_posttrain.functional.anchored_losses import (
+    apo_down_loss,
+    apo_zero_loss,
+    kto_loss,
+    nca_loss,
+    sppo_loss,
+)
 from lit_posttrain.functional.kl import KLEstimator, KLGradient, kl_estimate, kl_penalty
-from lit_posttrain.functional.logprobs import token_entropy, token_logprobs
+from lit_posttrain.functional.logprobs import sequence_logprobs, token_entropy, token_logprobs
 from lit_posttrain.functional.masking import masked_mean, masked_var, whiten
 from lit_posttrain.functional.pass_at_k import pass_at_k
 from lit_posttrain.functional.policy_losses import (
@@ -24,6 +31,9 @@ from lit_posttrain.functional.policy_losses import (
     importance_weights,
     sequence_log_ratio,
 )
+from lit_posttrain.functional.preference_losses import dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss
+from lit_posttrain.functional.reference_free_losses import odds_ratio_loss, simpo_loss
+from lit_posttrain.functional.reward_losses import bradley_terry_loss
 
 __all__ = [
     "AdvantageScale",
@@ -33,20 +43,33 @@ __all__ = [
     "KLGradient",
     "PolicyLoss",
     "aggregate",
+    "apo_down_loss",
+    "apo_zero_loss",
+    "bradley_terry_loss",
     "cispo_loss",
     "clipped_policy_loss",
+    "dpo_loss",
     "group_advantages",
     "has_spread",
+    "hinge_loss",
     "importance_weights",
+    "ipo_loss",
     "kl_estimate",
     "kl_penalty",
+    "kto_loss",
     "masked_mean",
     "masked_var",
+    "nca_loss",
     "normalizer",
+    "odds_ratio_loss",
     "overlong_penalty",
     "pass_at_k",
     "reward_to_go",
+    "robust_dpo_loss",
     "sequence_log_ratio",
+    "sequence_logprobs",
+    "simpo_loss",
+    "sppo_loss",
     "token_entropy",
     "token_logprobs",
     "whiten",

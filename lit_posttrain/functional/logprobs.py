@@ -1,4 +1,4 @@
-"""From logits to the log-probabilities of tokens.
+"""From logits to the log-probabilities of tokens and of completions.
 
 Log-probabilities are exact to at least float32: half precision is upcast first, because in bfloat16 two computations
 of one log-probability differ by more than the ratios and margins that are made of them.
@@ -6,6 +6,8 @@ of one log-probability differ by more than the ratios and margins that are made 
 
 import torch
 from torch import Tensor
+
+from lit_posttrain.functional.masking import check_mask
 
 MAX_LOG_RATIO = 20.0
 """Where differences of log-probabilities are cut before `exp`, in nats: e^20 = 4.9e8 is far outside any trust region,
@@ -40,6 +42,34 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, *, temperature: float = 1.
         )
     logprobs = _log_softmax(logits, temperature)
     return logprobs.gather(-1, token_ids.unsqueeze(-1)).squeeze(-1)
+
+
+def sequence_logprobs(logprobs: Tensor, mask: Tensor, *, average: bool = False) -> Tensor:
+    """Log-probability of each completion: the sum over its tokens, or their mean.
+
+    The mean does not depend on length; it is what length-normalised preference losses compare.
+
+    Args:
+        logprobs: per token, shape [B, C], nats.
+        mask: bool, shape [B, C]: the tokens of the completion, its EOS included.
+        average: divide by the number of tokens.
+
+    Returns:
+        Shape [B], nats; float64 for float64 log-probabilities, otherwise float32. 0 with a zero gradient for a row
+        without tokens.
+
+    Raises:
+        ValueError: if `mask` is not bool or has another shape than `logprobs`.
+
+    Example:
+        >>> logprobs, mask = torch.tensor([[-1.0, -2.0, -9.0]]), torch.tensor([[True, True, False]])
+        >>> sequence_logprobs(logprobs, mask), sequence_logprobs(logprobs, mask, average=True)
+        (tensor([-3.]), tensor([-1.5000]))
+    """
+    check_mask(mask, logprobs)
+    logprobs = logprobs.to(torch.promote_types(logprobs.dtype, torch.float32))
+    total = torch.where(mask, logprobs, 0).sum(dim=-1)
+    return total / mask.sum(dim=-1).clamp(min=1) if average else total
 
 
 def token_entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lit_posttrain.functional import token_entropy, token_logprobs
+from lit_posttrain.functional import sequence_logprobs, token_entropy, token_logprobs
 
 
 @pytest.fixture
@@ -93,3 +93,32 @@ def test_wrong_arguments_are_refused(logits):
         token_logprobs(logits, torch.zeros(2, 3, dtype=torch.long), temperature=0.0)
     with pytest.raises(ValueError, match=r"`temperature` must be > 0, got -1"):
         token_entropy(logits, temperature=-1.0)
+
+
+def test_sequence_logprobs_by_hand():
+    logprobs = torch.tensor([[-1.0, -2.0, -4.0], [-3.0, -5.0, 9.0], [9.0, 9.0, 9.0]], dtype=torch.float64)
+    logprobs.requires_grad_()
+    mask = torch.tensor([[True, True, True], [False, True, False], [False, False, False]])
+    total = sequence_logprobs(logprobs, mask)
+    mean = sequence_logprobs(logprobs, mask, average=True)
+    assert total.tolist() == [-7, -5, 0]
+    assert mean.tolist() == pytest.approx([-7 / 3, -5, 0], abs=1e-12)
+    assert torch.autograd.grad(total.sum(), logprobs)[0].tolist() == mask.double().tolist()
+    slopes = torch.autograd.grad(mean.sum(), logprobs)[0]
+    assert_close(slopes, mask / torch.tensor([[3.0], [1.0], [1.0]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_sequence_logprobs_are_summed_in_single_precision(average):
+    # in bfloat16 the sum has 3 digits
+    logprobs = torch.full((1, 1001), -0.125, dtype=torch.bfloat16)
+    result = sequence_logprobs(logprobs, torch.ones(1, 1001, dtype=torch.bool), average=average)
+    assert result.dtype == torch.float32
+    assert result.item() == (-0.125 if average else -125.125)
+
+
+def test_sequence_logprobs_need_a_mask_of_their_shape():
+    with pytest.raises(ValueError, match=r"`mask` must have the shape of the values, \(2, 3\), got \(3,\)"):
+        sequence_logprobs(torch.zeros(2, 3), torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="`mask` must be bool"):
+        sequence_logprobs(torch.zeros(2, 3), torch.ones(2, 3))

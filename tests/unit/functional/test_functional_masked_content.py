@@ -15,6 +15,7 @@ from lit_posttrain.functional import (
     masked_mean,
     masked_var,
     sequence_log_ratio,
+    sequence_logprobs,
     whiten,
 )
 
@@ -29,6 +30,8 @@ FUNCTIONS = {
     "whiten_unshifted": lambda x, mask: whiten(x, mask, shift_mean=False),
     "sequence_mean": lambda x, mask: sequence_log_ratio(x, mask, reduction="mean"),
     "sequence_sum": lambda x, mask: sequence_log_ratio(x, mask, reduction="sum"),
+    "sequence_logprobs": sequence_logprobs,
+    "sequence_logprobs_mean": lambda x, mask: sequence_logprobs(x, mask, average=True),
     **{
         f"aggregate_{mode}": lambda x, mask, mode=mode: aggregate(x, mask, mode, max_length=6)
         for mode in get_args(Aggregation)
