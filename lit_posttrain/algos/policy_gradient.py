@@ -54,7 +54,8 @@ class PolicyGradientModule(OnlineModule):
     def loss(self, batch: MicroBatch) -> Tensor:
         """This micro-batch's share of the optimiser step's loss: ()."""
         rollout, mask = batch.rollout, batch.rollout.loss_mask
-        logprobs, entropy = self.token_statistics(rollout, entropy_gradient=self.entropy_coef > 0)
+        statistics = self.token_statistics(rollout, entropy_gradient=self.entropy_coef > 0)
+        logprobs, entropy = statistics.logprobs, statistics.entropy
         old_logprobs = logprobs.detach() if rollout.old_logprobs is None else rollout.old_logprobs
         token_loss, clipped = self.token_loss(logprobs, old_logprobs, entropy, rollout)
         loss = aggregate(

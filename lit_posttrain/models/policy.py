@@ -18,10 +18,14 @@ class TokenStatistics(NamedTuple):
     Attributes:
         logprobs: log-probability of the token that was taken, in nats.
         entropy: entropy of the distribution that it was taken from, in nats.
+        hits: whether the token was the most probable one; None unless asked for.
+        mean_logprobs: mean of the log-probabilities of all tokens of the vocabulary, in nats; None unless asked for.
     """
 
     logprobs: Tensor
     entropy: Tensor
+    hits: Tensor | None = None
+    mean_logprobs: Tensor | None = None
 
 
 class Policy(nn.Module):
@@ -66,6 +70,7 @@ class Policy(nn.Module):
         loss_mask: Tensor,
         temperature: float = 1.0,
         entropy_gradient: bool = False,
+        supervised: bool = False,
     ) -> TokenStatistics:
         """Log-probs and entropies of the completion tokens given all before them.
 
@@ -80,6 +85,7 @@ class Policy(nn.Module):
             loss_mask: (B, C), where log-probs are wanted.
             temperature: that of the sampler; divides the logits.
             entropy_gradient: whether gradients flow through the entropy.
+            supervised: whether `hits` and `mean_logprobs` are wanted, too.
         """
         wanted = loss_mask.clone()
         wanted[0, 0] |= ~loss_mask.any()  # a fully masked batch still runs the head: every parameter gets a gradient
@@ -99,23 +105,30 @@ class Policy(nn.Module):
                 ids,
                 temperature,
                 entropy_gradient,
+                supervised,
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
             for states, ids in zip(hidden.split(self.chunk_size), token_ids.split(self.chunk_size), strict=True)
         ]
-        logprobs, entropy = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-        empty = logprobs.new_zeros(loss_mask.shape)
-        return TokenStatistics(empty.masked_scatter(wanted, logprobs), empty.masked_scatter(wanted, entropy))
+        statistics = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+        empty = statistics[0].new_zeros(loss_mask.shape)
+        places = [empty.to(values.dtype).masked_scatter(wanted, values) for values in statistics]
+        return TokenStatistics(*places)
 
     def _statistics(
-        self, hidden: Tensor, token_ids: Tensor, temperature: float, entropy_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
+        self, hidden: Tensor, token_ids: Tensor, temperature: float, entropy_gradient: bool, supervised: bool
+    ) -> tuple[Tensor, ...]:
         logits = hidden if self._head is None else self._head(self.model, hidden)
         logprobs = token_logprobs(logits, token_ids, temperature=temperature)
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropy = token_entropy(logits, temperature=temperature)
-        return logprobs, entropy
+        if not supervised:
+            return logprobs, entropy
+        mean_logit = logits.to(logprobs.dtype).mean(-1) / temperature
+        taken = logits.gather(-1, token_ids[..., None]).squeeze(-1).to(logprobs.dtype) / temperature
+        mean_logprobs = logprobs + mean_logit - taken  # every log p is its logit less the same normaliser
+        return logprobs, entropy, logits.argmax(-1) == token_ids, mean_logprobs
 
 
 def _without_left_padding(

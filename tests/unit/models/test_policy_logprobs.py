@@ -149,3 +149,36 @@ def test_dropout_is_off_in_training_mode(make_model):
         first = policy.train()(**padded(PROMPTS, COMPLETIONS)).logprobs
         second = policy.eval()(**padded(PROMPTS, COMPLETIONS)).logprobs
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_what_supervised_losses_need(make_model, family):
+    """Hits, and the mean of the log-probs of all tokens, against a loop; its gradient against that of log_softmax."""
+    model = make_model(family)
+    inputs = padded(PROMPTS, COMPLETIONS, left=1, right=2)
+    statistics = Policy(model, chunk_size=3)(**inputs, temperature=0.7, supervised=True)
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        ids = torch.tensor([prompt + completion])
+        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
+        want = torch.log_softmax(logits / 0.7, -1).mean(-1)
+        torch.testing.assert_close(statistics.mean_logprobs[row, : len(completion)], want, atol=1e-5, rtol=0)
+        assert (
+            statistics.hits[row, : len(completion)].tolist() == (logits.argmax(-1) == torch.tensor(completion)).tolist()
+        )
+    assert not statistics.hits[~inputs["loss_mask"]].any()
+    gradients = torch.autograd.grad(statistics.mean_logprobs.sum(), list(model.parameters()), allow_unused=True)
+    total = sum(
+        torch.log_softmax(model(input_ids=torch.tensor([p + c])).logits[0, len(p) - 1 : -1] / 0.7, -1).mean(-1).sum()
+        for p, c in zip(PROMPTS, COMPLETIONS, strict=True)
+    )
+    for got, want in zip(
+        gradients, torch.autograd.grad(total, list(model.parameters()), allow_unused=True), strict=True
+    ):
+        if want is not None:
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def test_supervised_statistics_are_made_on_demand(make_model):
+    statistics = Policy(make_model("gpt2"))(**padded(PROMPTS, COMPLETIONS))
+    assert statistics.hits is None
+    assert statistics.mean_logprobs is None
