@@ -117,7 +117,8 @@ class Encoder:
         if whole[: len(ids)] == ids:
             return len(ids), whole[len(ids) :]
         alone = list(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
-        if self._text([*ids, *alone]) == self._text(whole):
+        joined = self._text(whole)
+        if self._text([*ids, *alone]) == joined or not joined.endswith(piece):  # the latter where words became unknown
             return len(ids), alone
         common = next(
             (i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole))

@@ -24,7 +24,7 @@ def epoch_rows(sizes: Sequence[int], weights: Sequence[float], *, shuffle: bool,
     >>> epoch_rows([4, 2], [0.5, 2.0], shuffle=False, seed=0, epoch=0)
     [0, 1, 4, 5, 4, 5]
     >>> [sorted(epoch_rows([4], [0.5], shuffle=True, seed=0, epoch=epoch)) for epoch in (0, 1)]
-    [[2, 3], [0, 1]]
+    [[0, 3], [1, 2]]
     """
     chosen, first = [], 0
     for number, (size, count) in enumerate(zip(sizes, epoch_counts(sizes, weights), strict=True)):

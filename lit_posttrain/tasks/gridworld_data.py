@@ -205,6 +205,8 @@ class PromptGenerator:
 class DemonstrationGenerator:
     """Makes the demonstrations of either split: `path` of an `InstructDataModule`.
 
+    Completions begin with the space that parts them from the prompt.
+
     The seed chooses the training rows; those of validation are always the same, so that runs can be compared.
 
     Args:
@@ -230,7 +232,7 @@ class DemonstrationGenerator:
     def __call__(self, split: Split) -> list[DemonstrationRow]:
         """The rows of a split; arguments are checked here, as in `demonstration_rows`."""
         training = split == "train"
-        return demonstration_rows(
+        rows = demonstration_rows(
             self.num_demonstrations if training else self.num_validation,
             split=split,
             seed=self.seed if training else 0,
@@ -240,3 +242,4 @@ class DemonstrationGenerator:
             min_walls=self.min_walls,
             max_walls=self.max_walls,
         )
+        return [{"prompt": row["prompt"], "completion": f" {row['completion']}"} for row in rows]

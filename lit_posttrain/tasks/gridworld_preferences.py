@@ -48,7 +48,7 @@ def preference_rows(
 ) -> list[PreferenceRow]:
     """Make one pair for each prompt of `prompt_rows` with the same split, seed and sizes.
 
-    Each completion is, evenly, a shortest path, a noisy walk to the goal, one of these cut off before its end (perhaps
+    Completions begin with the space that parts them from the prompt. Each is, evenly, a shortest path, a noisy walk to the goal, one of these cut off before its end (perhaps
     at once), or one with a wrong word in it. Of two, the one with the higher true return is chosen; pairs whose returns
     are closer than `min_difference` are drawn again.
 
@@ -88,14 +88,14 @@ def _completion(grid: Grid, rng: Random) -> str:
     kind = list(_NOISE)[draw_index(rng, len(_NOISE))]
     cells = noisy_walk(grid, rng, noise=_NOISE[kind], max_moves=grid.width * grid.height)
     if kind == "unfinished":
-        return path_text(cells[: 1 + draw_index(rng, len(cells) - 1)])
+        cells = cells[: 1 + draw_index(rng, len(cells) - 1)]
     words = path_text(cells).split()
     if kind == "invalid":
         place = draw_index(rng, len(words))
         known = list(MOVES) if place % 2 == 0 else [*words[1::2], cell_name(grid.start)]
         others = [word for word in known if word != words[place]]
         words[place] = others[draw_index(rng, len(others))]
-    return " ".join(words)
+    return "".join(f" {word}" for word in words)  # as it stands behind the prompt
 
 
 @dataclass(frozen=True, kw_only=True)
