@@ -40,6 +40,7 @@ class PassLoader(ABC):
         self._micro_batches = micro_batches
         self._resume: dict[str, Any] | None = None
         self._place: Place | None = None  # None before the first pass; its position counts what was given out
+        self._first_length: int | None = None  # of the first epoch: Lightning takes it for that of all others too
 
     @property
     @abstractmethod
@@ -53,7 +54,7 @@ class PassLoader(ABC):
 
     def _end(self, place: Place) -> int:
         """The position at which Lightning's epoch ends."""
-        limits = []
+        limits = [] if self._first_length is None else [place.offset + self._first_length]
         if self._trainer.max_steps >= 0:
             steps_left = max(0, self._trainer.max_steps - place.start_step)
             limits.append(place.offset + steps_left * self._trainer.accumulate_grad_batches)
@@ -64,6 +65,8 @@ class PassLoader(ABC):
     def _begin(self) -> Place:
         """Take up the place where the next epoch begins."""
         self._place, self._resume = self._next_place(), None
+        if self._first_length is None:
+            self._first_length = self._end(self._place) - self._place.offset
         return self._place
 
     def _moved(self, place: Place, position: int) -> None:
@@ -72,8 +75,15 @@ class PassLoader(ABC):
     def _next_place(self) -> Place:
         """Where Lightning's next epoch begins."""
         step, resume = self._trainer.global_step, self._resume
+        if resume is None and self._place is None:
+            return Place(0, position=0, offset=0, start_step=step)
         if resume is None:
-            return Place(0 if self._place is None else self._place.epoch + 1, position=0, offset=0, start_step=step)
+            assert self._place is not None
+            last = self._place
+            inside_pass = self._pass_length is not None and last.position < self._pass_length
+            if inside_pass and last.position == self._end(last):  # a run that went on inside a pass has short epochs
+                return Place(last.epoch, last.position, offset=last.position, start_step=step)
+            return Place(last.epoch + 1, position=0, offset=0, start_step=step)
         # Between units a run may go on with another number of micro-batches.
         units, inside = divmod(resume["position"], resume["micro_batches"])
         position = units * self._micro_batches + inside

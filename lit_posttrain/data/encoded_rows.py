@@ -189,4 +189,4 @@ def _packed(encoded: Any) -> Any:
     if isinstance(encoded, JudgedRow):
         return JudgedRow(_packed(encoded.row), encoded.label)
     assert isinstance(encoded, EncodedRow)
-    return EncodedRow(array("i", encoded.prompt_ids), array("i", encoded.completion_ids), bytes(encoded.loss_mask))
+    return EncodedRow(array("i", encoded.prompt_ids), array("i", encoded.completion_ids), array("b", encoded.loss_mask))

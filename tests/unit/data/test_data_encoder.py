@@ -23,51 +23,51 @@ STRIPS = (  # an answer that is not the last one loses what stands before its co
 )
 
 
-def shown(row) -> list[str]:
+def shown(row) -> str:
     """The words of a row, those supervised in brackets, and a bar where the completion begins."""
     marked = [f"[{w}]" if on else w for w, on in zip(words(row.completion_ids), row.loss_mask, strict=True)]
-    return [*words(row.prompt_ids), "|", *marked]
+    return " ".join([*words(row.prompt_ids), "|", *marked])
 
 
-def encode(prompt, completion, **tokenizer) -> list[str]:
+def encode(prompt, completion, **tokenizer) -> str:
     return shown(Encoder(make_tokenizer(**tokenizer)).encode(prompt, completion)[0])
 
 
 def test_text_has_one_bos_and_one_supervised_eos():
-    assert encode("what is", " up", single="<s> $A </s>") == "<s> what is | [up] [</s>]".split()
-    assert encode("<s> what is", " up </s>", single="<s> $A </s>") == "<s> what is | [up] [</s>]".split()
-    assert encode("what is", " up") == "what is | [up] [</s>]".split()
+    assert encode("what is", " up", single="<s> $A </s>") == "<s> what is | [up] [</s>]"
+    assert encode("<s> what is", " up </s>", single="<s> $A </s>") == "<s> what is | [up] [</s>]"
+    assert encode("what is", " up") == "what is | [up] [</s>]"
 
 
 def test_text_without_a_prompt_starts_from_bos_or_eos():
-    assert encode("", "what is", single="<s> $A </s>") == "<s> | [what] [is] [</s>]".split()
-    assert encode("", "what is") == "<s> | [what] [is] [</s>]".split()
-    assert encode("", "what is", bos=False) == "</s> | [what] [is] [</s>]".split()
+    assert encode("", "what is", single="<s> $A </s>") == "<s> | [what] [is] [</s>]"
+    assert encode("", "what is") == "<s> | [what] [is] [</s>]"
+    assert encode("", "what is", bos=False) == "</s> | [what] [is] [</s>]"
 
 
 def test_every_assistant_turn_is_supervised_with_its_end_token():
     got = encode([], CHAT, single="<s> $A </s>", template=ENDS)
-    assert got == "<s> <|user|> what <|bot|> | [up] [</s>] <|user|> is <|bot|> [be] [brief] [</s>]".split()
+    assert got == "<s> <|user|> what <|bot|> | [up] [</s>] <|user|> is <|bot|> [be] [brief] [</s>]"
 
 
 def test_of_a_prompt_with_answers_only_the_completion_is_supervised():
     got = encode(CHAT[:3], CHAT[3:], template=ENDS)
-    assert got == "<s> <|user|> what <|bot|> up </s> <|user|> is <|bot|> | [be] [brief] [</s>]".split()
+    assert got == "<s> <|user|> what <|bot|> up </s> <|user|> is <|bot|> | [be] [brief] [</s>]"
 
 
 def test_what_follows_the_last_answer_is_left_out():
-    assert encode([], [*CHAT[:3]], template=ENDS) == "<s> <|user|> what <|bot|> | [up] [</s>]".split()
+    assert encode([], [*CHAT[:3]], template=ENDS) == "<s> <|user|> what <|bot|> | [up] [</s>]"
 
 
 def test_the_eos_is_appended_where_the_template_has_none():
     template = ENDS.replace("</s>", "")
     got = encode([], CHAT, template=template)
-    assert got == "<s> <|user|> what <|bot|> | [up] <|user|> is <|bot|> [be] [brief] [</s>]".split()
+    assert got == "<s> <|user|> what <|bot|> | [up] <|user|> is <|bot|> [be] [brief] [</s>]"
 
 
 def test_messages_without_a_template_are_plain_text():
     got = encode([], CHAT, single="<s> $A")
-    assert got == "<s> User : what Assistant : | [up] User : is Assistant : [be] [brief] [</s>]".split()
+    assert got == "<s> User : what Assistant : | [up] User : is Assistant : [be] [brief] [</s>]"
 
 
 def test_a_template_that_rewrites_supervises_the_last_turn_or_is_refused():
@@ -76,9 +76,9 @@ def test_a_template_that_rewrites_supervises_the_last_turn_or_is_refused():
     row, rewritten = Encoder(tokenizer).encode([], chat)
     assert rewritten
     last = "<|user|> what <|user|> <|bot|> up <|user|> is <|user|> <|bot|> | [be] [brief] [</s>]"
-    assert shown(row) == last.split()
+    assert shown(row) == last
     assert not Encoder(tokenizer).encode([], chat[:2])[1]  # one turn: nothing to rewrite
-    with pytest.raises(ValueError, match="rewrites earlier turns .*rewritten_turns=last"):
+    with pytest.raises(ValueError, match=r"rewrites earlier turns .*rewritten_turns=last"):
         Encoder(tokenizer, rewritten_turns="refuse").encode([], chat)
     with pytest.raises(ValueError, match="`rewritten_turns` must be one of last, refuse, got 'first'"):
         Encoder(tokenizer, rewritten_turns="first")
@@ -88,7 +88,8 @@ def test_a_template_that_rewrites_supervises_the_last_turn_or_is_refused():
     ("template", "message"),
     [
         (
-            "{% for m in messages %}<|user|> {{ m.content }}{% endfor %}{% if add_generation_prompt %}<|bot|>{% endif %}",
+            "{% for m in messages %}<|user|> {{ m.content }}{% endfor %}"
+            "{% if add_generation_prompt %}<|bot|>{% endif %}",
             "does not begin an answer the way it renders one",
         ),
         (
@@ -118,7 +119,7 @@ def test_a_template_that_cannot_be_learnt_from_is_refused(template, message):
 
 @pytest.mark.parametrize("chat", [[USER], [BOT], [BOT, USER]])
 def test_a_dialogue_without_an_answer_is_refused(chat):
-    with pytest.raises(ValueError, match="must have an assistant's message behind another one"):
+    with pytest.raises(ValueError, match=r"must have an assistant's message behind another one"):
         Encoder(make_tokenizer()).encode([], chat)
 
 
@@ -130,7 +131,7 @@ def test_without_an_eos_nothing_would_teach_to_stop():
 def test_the_pad_token_may_be_the_eos():
     tokenizer = make_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
-    assert shown(Encoder(tokenizer).encode("what", " up")[0]) == "what | [up] [</s>]".split()
+    assert shown(Encoder(tokenizer).encode("what", " up")[0]) == "what | [up] [</s>]"
 
 
 @pytest.fixture(scope="module")

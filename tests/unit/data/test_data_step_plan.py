@@ -41,9 +41,7 @@ def test_an_epoch_holds_every_row_once_and_a_smaller_last_step():
 @pytest.mark.parametrize("micro_batches", [1, 2, 3, 7])
 def test_ranks_and_micro_batches_part_a_step(world_size, micro_batches):
     whole = members(make_plan(), 1)
-    ranks = [
-        make_plan(rank=rank, world_size=world_size, micro_batches=micro_batches) for rank in range(world_size)
-    ]
+    ranks = [make_plan(rank=rank, world_size=world_size, micro_batches=micro_batches) for rank in range(world_size)]
     assert {plan.num_steps for plan in ranks} == {3}
     shares = [steps(plan, 1) for plan in ranks]
     for number, rows in enumerate(whole):
@@ -86,7 +84,7 @@ def test_weights_say_how_often_rows_come():
         assert len(rows) == 4 + 6 + 4
         assert Counter(row for row in rows if row >= 8) == {8: 2, 9: 2, 10: 2, 11: 1, 12: 1, 13: 1, 14: 1}
         seen.update(row for row in rows if row < 8)
-    assert seen == {row: 2 for row in range(8)}  # half of the rows in each of four epochs, none more often
+    assert seen == dict.fromkeys(range(8), 2)  # half of the rows in each of four epochs, none more often
     one, two = (epoch_rows([8, 3], [0.5, 1.0], shuffle=True, seed=1, epoch=epoch) for epoch in (0, 1))
     assert one != two
     assert epoch_rows([100], [0.001], shuffle=True, seed=0, epoch=0) in [[row] for row in range(100)]
@@ -96,7 +94,7 @@ def test_sources_are_mixed_in_a_plan():
     plan = make_plan([ROWS[:2], ROWS[2:]], weights=[3.0, 1.0], batch_size=15)
     (step,) = steps(plan)
     assert plan.num_steps == 1
-    assert Counter(step[0]) == {0: 3, 1: 3} | {row: 1 for row in range(2, 11)}
+    assert Counter(step[0]) == {0: 3, 1: 3} | dict.fromkeys(range(2, 11), 1)
 
 
 def test_all_rows_of_a_step_may_be_completed_together():
