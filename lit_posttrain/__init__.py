@@ -7,6 +7,8 @@ if TYPE_CHECKING:
     from lit_posttrain.algos.grpo import GRPO
     from lit_posttrain.algos.reinforce_pp import ReinforcePlusPlus
     from lit_posttrain.algos.rloo import RLOO
+    from lit_posttrain.data.instruct import InstructDataModule
+    from lit_posttrain.data.preferences import PreferenceDataModule
     from lit_posttrain.data.prompts import PromptDataModule
     from lit_posttrain.models.loading import Pretrained
     from lit_posttrain.rewards.protocol import RewardFunctions
@@ -17,6 +19,8 @@ __version__ = "0.1.0"
 __all__ = [
     "GRPO",
     "RLOO",
+    "InstructDataModule",
+    "PreferenceDataModule",
     "Pretrained",
     "PromptDataModule",
     "ReinforcePlusPlus",
@@ -27,6 +31,8 @@ __all__ = [
 
 _HOME = {
     "GRPO": "lit_posttrain.algos.grpo",
+    "InstructDataModule": "lit_posttrain.data.instruct",
+    "PreferenceDataModule": "lit_posttrain.data.preferences",
     "Pretrained": "lit_posttrain.models.loading",
     "RLOO": "lit_posttrain.algos.rloo",
     "ReinforcePlusPlus": "lit_posttrain.algos.reinforce_pp",

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
 from torch import Tensor
 
+from lit_posttrain.algos.resuming import stored_loader, take_up_epoch
 from lit_posttrain.algos.rollout_module import RolloutModule
 from lit_posttrain.algos.step_statistics import StepStatistics
 from lit_posttrain.batching import MicroBatch
@@ -109,11 +110,5 @@ class OnlineModule(RolloutModule):
         super().on_load_checkpoint(checkpoint)
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        fit_loop = checkpoint["loops"]["fit_loop"]
-        loaders = fit_loop["state_dict"].get("combined_loader", [])
-        self._loader_state = loaders[0] if loaders else None
-        epochs = fit_loop["epoch_progress"]["current"]
-        if epochs["completed"] == epochs["ready"]:  # the epoch had ended: Lightning would count its batches again
-            fit_loop["epoch_loop.batch_progress"]["current"] = dict.fromkeys(
-                fit_loop["epoch_loop.batch_progress"]["current"], 0
-            )
+        self._loader_state = stored_loader(checkpoint)
+        take_up_epoch(checkpoint)

@@ -1,18 +1,41 @@
 """Batch types, padding, and the planning of optimiser steps into micro-batches."""
 
 from lit_posttrain.batching.dealing import in_prompt_order
+from lit_posttrain.batching.passes import PassLoader, Place
 from lit_posttrain.batching.planned import PlannedRollout
 from lit_posttrain.batching.planning import in_batches, plan_steps
+from lit_posttrain.batching.supervised import (
+    EncodedPair,
+    EncodedRow,
+    JudgedRow,
+    PreferenceBatch,
+    StepPart,
+    SupervisedBatch,
+    TwinBatch,
+    UnpairedBatch,
+    with_mismatches,
+)
 from lit_posttrain.batching.tokens import MicroBatch, Rollout, TokenBatch, lengths_to_mask, pad_left
 
 __all__ = [
+    "EncodedPair",
+    "EncodedRow",
+    "JudgedRow",
     "MicroBatch",
+    "PassLoader",
+    "Place",
     "PlannedRollout",
+    "PreferenceBatch",
     "Rollout",
+    "StepPart",
+    "SupervisedBatch",
     "TokenBatch",
+    "TwinBatch",
+    "UnpairedBatch",
     "in_batches",
     "in_prompt_order",
     "lengths_to_mask",
     "pad_left",
     "plan_steps",
+    "with_mismatches",
 ]

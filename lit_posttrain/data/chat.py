@@ -27,6 +27,20 @@ def check_messages(messages: Any, where: str) -> None:
     Raises:
         ValueError: if it is none, or the last turn is not one that asks for an answer.
     """
+    check_turns(messages, where)
+    if messages[-1]["role"] in ("assistant", "system"):
+        raise ValueError(
+            f"{where}: the last message of a prompt must be one to answer (from the user or a tool), got one from the "
+            f"{messages[-1]['role']}: leave the answer out of the prompt, it is what the model is to write."
+        )
+
+
+def check_turns(messages: Any, where: str) -> None:
+    """Check that `messages` is a list of at least one {"role": str, "content": str}.
+
+    Raises:
+        ValueError: if it is none.
+    """
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where}: messages must be a list of at least one message, got {reprlib.repr(messages)}.")
     for number, message in enumerate(messages):
@@ -34,11 +48,6 @@ def check_messages(messages: Any, where: str) -> None:
             raise ValueError(
                 f"{where}: message {number} must have a `role` and a `content`, both text, got {reprlib.repr(message)}."
             )
-    if messages[-1]["role"] in ("assistant", "system"):
-        raise ValueError(
-            f"{where}: the last message of a prompt must be one to answer (from the user or a tool), got one from the "
-            f"{messages[-1]['role']}: leave the answer out of the prompt, it is what the model is to write."
-        )
 
 
 def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -58,17 +67,30 @@ def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     Raises:
         ValueError: if the template refuses the messages, as some do with a system message.
     """
-    if isinstance(prompt, str):
-        return prompt
+    return prompt if isinstance(prompt, str) else render_messages(prompt, tokenizer, begin_answer=True)
+
+
+def render_messages(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, begin_answer: bool) -> str:
+    """The text of a conversation, as `render_prompt` writes it.
+
+    Args:
+        messages: at least one.
+        tokenizer: whose template is used.
+        begin_answer: append the beginning of an assistant's turn.
+
+    Raises:
+        ValueError: if the template refuses the messages.
+    """
     if tokenizer.chat_template is None:
-        return "\n\n".join([*(_plain_turn(message) for message in prompt), "Assistant:"])
+        turns = [_plain_turn(message) for message in messages]
+        return "\n\n".join([*turns, "Assistant:"] if begin_answer else turns)
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=begin_answer, tokenize=False)
     except TemplateError as error:
         raise ValueError(
-            f"the tokenizer's chat template does not take the messages {reprlib.repr(prompt)}: {error}"
+            f"the tokenizer's chat template does not take the messages {reprlib.repr(messages)}: {error}"
         ) from error
 
 
@@ -97,13 +119,8 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[in
         ValueError: if the prompt is empty and the tokenizer has neither BOS nor EOS.
     """
     text = render_prompt(prompt, tokenizer)
-    rendered_by_template = not isinstance(prompt, str) and tokenizer.chat_template is not None
-    begins_with_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    ids = list(tokenizer(text, add_special_tokens=not (rendered_by_template or begins_with_bos))["input_ids"])
-    if not rendered_by_template:
-        while ids and ids[-1] == tokenizer.eos_token_id:
-            ids.pop()
-    if ids:
+    by_template = not isinstance(prompt, str) and tokenizer.chat_template is not None
+    if ids := encode_text(text, tokenizer, by_template=by_template):
         return ids
     for start in (tokenizer.bos_token_id, tokenizer.eos_token_id):
         if start is not None:
@@ -112,6 +129,21 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[in
         "an empty prompt cannot be encoded: the tokenizer has neither a BOS nor an EOS to start from; "
         "give a prompt, or set the tokenizer's `bos_token`."
     )
+
+
+def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, *, by_template: bool) -> list[int]:
+    """The tokens of a text that is to be continued: with the tokenizer's BOS once, and no EOS at the end.
+
+    Args:
+        text: any.
+        tokenizer: a Hugging Face tokenizer.
+        by_template: the text was rendered by a chat template, which writes all special tokens itself.
+    """
+    begins_with_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    ids = list(tokenizer(text, add_special_tokens=not (by_template or begins_with_bos))["input_ids"])
+    while not by_template and ids and ids[-1] == tokenizer.eos_token_id:
+        ids.pop()
+    return ids
 
 
 def completion_as(prompt: Prompt, text: str) -> Prompt:

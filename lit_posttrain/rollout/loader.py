@@ -1,7 +1,6 @@
 """Rollouts as data: a training loader that turns prompt batches into the micro-batches of optimiser steps."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,7 +8,7 @@ import torch
 import torch.distributed as dist
 from lightning import Trainer
 
-from lit_posttrain.batching import MicroBatch, PlannedRollout
+from lit_posttrain.batching import MicroBatch, PassLoader, Place, PlannedRollout
 from lit_posttrain.rollout.counter_rng import stable_hash
 from lit_posttrain.rollout.side_stream import SideStream
 
@@ -45,24 +44,7 @@ class KnowsItsEpoch(Protocol):
         """Choose the order of the next pass."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a run is in its prompts. A pass over them is an epoch of Lightning's, unless `max_steps` ends that early.
-
-    Attributes:
-        epoch: the pass.
-        position: micro-batches of the pass that were used.
-        offset: the position at which Lightning's epoch began; not 0 where a finished run goes on inside a pass.
-        start_step: optimiser steps that were done then.
-    """
-
-    epoch: int
-    position: int
-    offset: int
-    start_step: int
-
-
-class RolloutLoader:
+class RolloutLoader(PassLoader):
     """Pulls a prompt batch, lets the module make a rollout of it, gives out its micro-batches; then the next.
 
     Its length is exact, since only then Lightning does not fetch ahead, which would sample a rollout before the last
@@ -82,12 +64,9 @@ class RolloutLoader:
     """
 
     def __init__(self, prompts: Iterable[PromptBatch], maker: RolloutMaker, trainer: Trainer) -> None:
+        super().__init__(trainer, micro_batches=maker.steps_per_rollout * trainer.accumulate_grad_batches)
         self._prompts = prompts
         self._maker = maker
-        self._trainer = trainer
-        self._micro_batches = maker.steps_per_rollout * trainer.accumulate_grad_batches
-        self._resume: dict[str, Any] | None = None
-        self._place: Place | None = None  # None before the first pass; its position counts what was given out
         self._rollouts_made = 0
         self._current: PlannedRollout | None = None
         self._more_prompts = SideStream(self._prompt_batches)
@@ -96,21 +75,6 @@ class RolloutLoader:
             raise ValueError("there are no prompts to train on: the training prompt loader is empty.")
         if not isinstance(prompts, Sized) and trainer.max_steps < 0:
             raise ValueError("prompts without a length need `trainer.max_steps`: nothing else says when to stop.")
-
-    def __len__(self) -> int:
-        """Micro-batches of Lightning's epoch: the current one, or the first before there is one."""
-        place = self._place if self._place is not None and self._resume is None else self._next_place()
-        return self._end(place) - place.offset
-
-    def _end(self, place: Place) -> int:
-        """The position at which Lightning's epoch ends."""
-        limits = []
-        if self._trainer.max_steps >= 0:
-            steps_left = max(0, self._trainer.max_steps - place.start_step)
-            limits.append(place.offset + steps_left * self._trainer.accumulate_grad_batches)
-        if self._pass_length is not None:
-            limits.append(self._pass_length)
-        return min(limits)
 
     @cached_property
     def _pass_length(self) -> int | None:
@@ -140,23 +104,20 @@ class RolloutLoader:
                 self._rollouts_made += 1
             assert self._current is not None  # a position inside a rollout comes with its rollout
             position += 1
-            self._place = replace(place, position=position)
+            self._moved(place, position)
             yield self._current.micro_batch(number)
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the data and the rollout that is being used, of all ranks; Lightning stores it."""
-        progress: Any = self._trainer.fit_loop.epoch_loop.batch_progress.current
-        place = self._place or self._next_place()
-        position = place.position - (progress.ready - progress.processed)  # what an exception interrupted comes again
-        taken_back = self._rollouts_in(place.position) - self._rollouts_in(position)
+        place = self._place_to_store()
+        position = place.position
+        given_out = position if self._place is None else self._place.position
+        taken_back = self._rollouts_in(given_out) - self._rollouts_in(position)
         inside = position % self._micro_batches != 0
         state = {
-            **asdict(replace(place, position=position)),
-            "end": self._end(place),
-            "lightning_epoch": self._trainer.current_epoch,
+            **self._place_state(place),
             "rollouts_made": self._rollouts_made - taken_back,
             "more_place": list(self._more_places[0 if taken_back else 1]),
-            "micro_batches": self._micro_batches,
             "current": self._current.state_dict() if inside and self._current is not None else None,
         }
         return {"ranks": self._of_all_ranks(state)}
@@ -188,8 +149,9 @@ class RolloutLoader:
         return -(-position // self._micro_batches)
 
     def _begin(self) -> Place:
-        place, resume = self._next_place(), self._resume
-        self._place, self._resume, self._current = place, None, None
+        resume = self._resume
+        place = super()._begin()
+        self._current = None
         if resume is not None:
             self._rollouts_made = resume["rollouts_made"]
             epoch, position = resume["more_place"]
@@ -197,23 +159,6 @@ class RolloutLoader:
             if resume["current"] is not None and place.position > 0:
                 self._current = PlannedRollout.from_state_dict(resume["current"])
         return place
-
-    def _next_place(self) -> Place:
-        """Where Lightning's next epoch begins."""
-        step, resume = self._trainer.global_step, self._resume
-        if resume is None:
-            return Place(0 if self._place is None else self._place.epoch + 1, position=0, offset=0, start_step=step)
-        # Between rollouts a run may go on with another number of micro-batches.
-        rollouts, inside = divmod(resume["position"], resume["micro_batches"])
-        position = rollouts * self._micro_batches + inside
-        same_epoch = resume["lightning_epoch"] == self._trainer.current_epoch
-        pass_is_over = self._pass_length is not None and position >= self._pass_length
-        cut_short = not same_epoch and resume["position"] < resume["end"]  # by `limit_train_batches`, not `max_steps`
-        if pass_is_over or cut_short:
-            return Place(resume["epoch"] + 1, position=0, offset=0, start_step=step)
-        if same_epoch:
-            return Place(resume["epoch"], position, resume["offset"], resume["start_step"])
-        return Place(resume["epoch"], position, offset=position, start_step=step)
 
     def _prompt_batches(self, epoch: int, start: int) -> Iterator[PromptBatch]:
         for loader in (self._prompts, getattr(self._prompts, "sampler", None)):  # a stock DataLoader has one

@@ -6,6 +6,7 @@ that it enters. Shortest paths and values are known exactly, so policies and cri
 
 from lit_posttrain.tasks.grid import Grid
 from lit_posttrain.tasks.gridworld_data import (
+    DemonstrationGenerator,
     PromptGenerator,
     demonstration_rows,
     is_validation,
@@ -13,6 +14,7 @@ from lit_posttrain.tasks.gridworld_data import (
     sample_grid,
 )
 from lit_posttrain.tasks.gridworld_paths import PathScore, score_path
+from lit_posttrain.tasks.gridworld_preferences import PreferenceGenerator, path_return, preference_rows
 from lit_posttrain.tasks.gridworld_scores import optimal, score_completions, success
 from lit_posttrain.tasks.gridworld_text import MOVES, Cell, cell_name, path_text, vocabulary
 from lit_posttrain.tasks.gridworld_walks import noisy_walk
@@ -20,15 +22,19 @@ from lit_posttrain.tasks.gridworld_walks import noisy_walk
 __all__ = [
     "MOVES",
     "Cell",
+    "DemonstrationGenerator",
     "Grid",
     "PathScore",
+    "PreferenceGenerator",
     "PromptGenerator",
     "cell_name",
     "demonstration_rows",
     "is_validation",
     "noisy_walk",
     "optimal",
+    "path_return",
     "path_text",
+    "preference_rows",
     "prompt_rows",
     "sample_grid",
     "score_completions",

@@ -199,3 +199,47 @@ class PromptGenerator:
             min_walls=self.min_walls,
             max_walls=self.max_walls,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemonstrationGenerator:
+    """Makes the demonstrations of either split: `path` of an `InstructDataModule`.
+
+    Completions begin with the space that parts them from the prompt.
+
+    The seed chooses the training rows; those of validation are always the same, so that runs can be compared.
+
+    Args:
+        num_demonstrations: training rows.
+        num_validation: validation rows.
+        seed: of the training rows.
+        noise: probability of a random move.
+        width: number of columns.
+        height: number of rows.
+        min_walls: least number of walls.
+        max_walls: largest number of walls.
+    """
+
+    num_demonstrations: int = 20_000
+    num_validation: int = 256
+    seed: int = 0
+    noise: float = 0.3
+    width: int = 5
+    height: int = 5
+    min_walls: int = 1
+    max_walls: int = 4
+
+    def __call__(self, split: Split) -> list[DemonstrationRow]:
+        """The rows of a split; arguments are checked here, as in `demonstration_rows`."""
+        training = split == "train"
+        rows = demonstration_rows(
+            self.num_demonstrations if training else self.num_validation,
+            split=split,
+            seed=self.seed if training else 0,
+            noise=self.noise,
+            width=self.width,
+            height=self.height,
+            min_walls=self.min_walls,
+            max_walls=self.max_walls,
+        )
+        return [{"prompt": row["prompt"], "completion": f" {row['completion']}"} for row in rows]

@@ -1,0 +1,271 @@
+"""Batches of sequences that are given, not sampled: demonstrations, preference pairs, judged completions.
+
+Loss masks are over completion positions. A dialogue of several turns counts as prompt what precedes its first
+supervised token, and as completion the rest, in which the turns of others are masked out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from lit_posttrain.batching.tokens import TokenBatch, lengths_to_mask, pad_left
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """One sequence as tokens.
+
+    Attributes:
+        prompt_ids: at least one token.
+        completion_ids: at least one token; the last one is supervised.
+        loss_mask: for each completion token whether it is supervised.
+    """
+
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+    loss_mask: Sequence[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.prompt_ids) + len(self.completion_ids)
+
+    @property
+    def num_terms(self) -> int:
+        """What it adds to the normaliser of a step: its supervised tokens."""
+        return sum(self.loss_mask)
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """Two completions of one prompt, the first of which is preferred by `margin`."""
+
+    chosen: EncodedRow
+    rejected: EncodedRow
+    margin: float = 0.0
+    num_terms: int = 1
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer sequence."""
+        return max(self.chosen.length, self.rejected.length)
+
+
+@dataclass(frozen=True)
+class JudgedRow:
+    """A completion that is desirable or not, and another row's completion behind the same prompt.
+
+    Attributes:
+        row: prompt and completion.
+        label: whether it is desirable.
+        mismatched: the prompt with the completion of the next row of the step; KTO estimates its KL term with it. None
+            until the step is known.
+    """
+
+    row: EncodedRow
+    label: bool
+    mismatched: EncodedRow | None = None
+    num_terms: int = 1
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and completion."""
+        return self.row.length
+
+
+def with_mismatches(rows: Sequence[JudgedRow], *, max_length: int | None) -> list[JudgedRow]:
+    """Give every row of a step the completion of the next one, the last row that of the first.
+
+    Which rows are together depends on the step alone, so neither ranks nor micro-batches change the estimate. A step of
+    one row keeps its own completion, as there is no other.
+
+    Args:
+        rows: all rows of an optimiser step.
+        max_length: tokens that a sequence may have; a borrowed completion is cut there.
+    """
+    made = []
+    for index, judged in enumerate(rows):
+        prompt, lender = judged.row.prompt_ids, rows[(index + 1) % len(rows)].row
+        room = len(lender.completion_ids) if max_length is None else max(1, max_length - len(prompt))
+        borrowed = EncodedRow(prompt, lender.completion_ids[:room], lender.loss_mask[:room])
+        made.append(replace(judged, mismatched=borrowed))
+    return made
+
+
+class SupervisedBatch(TokenBatch):
+    """Sequences of which some completion tokens are supervised.
+
+    Args:
+        prompt_ids: (B, P), left-padded.
+        prompt_mask: (B, P).
+        completion_ids: (B, C), right-padded.
+        completion_mask: (B, C).
+        loss_mask: (B, C), True on supervised tokens; a subset of `completion_mask`.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        loss_mask: Tensor,
+    ) -> None:
+        super().__init__(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            completion_ids=completion_ids,
+            completion_mask=completion_mask,
+        )
+        self.loss_mask = loss_mask
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """What `Policy.forward` takes."""
+        return dict(vars(self))
+
+    @classmethod
+    def collate(cls, rows: Sequence[EncodedRow], *, pad_id: int) -> Self:
+        """Pad rows to one batch.
+
+        Args:
+            rows: of none a row of a single token is made that counts for nothing, so that a rank without sequences can
+                still take part.
+            pad_id: written where there is no token; masks come from lengths, so that it may be the EOS.
+        """
+        rows = rows or [EncodedRow([pad_id], [pad_id], [False])]
+        prompt_ids, prompt_mask = pad_left([row.prompt_ids for row in rows], pad_id=pad_id)
+        lengths = torch.tensor([len(row.completion_ids) for row in rows])
+        width = int(lengths.max())
+        completion_ids = torch.full((len(rows), width), pad_id)
+        loss_mask = torch.zeros((len(rows), width), dtype=torch.bool)
+        for index, row in enumerate(rows):
+            completion_ids[index, : lengths[index]] = torch.tensor(row.completion_ids)
+            loss_mask[index, : lengths[index]] = torch.tensor(row.loss_mask, dtype=torch.bool)
+        return cls(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            completion_ids=completion_ids,
+            completion_mask=lengths_to_mask(lengths, width),
+            loss_mask=loss_mask,
+        )
+
+
+class TwinBatch:
+    """Two sequences for each of B rows, all 2B of them in one batch for one forward.
+
+    Args:
+        sequences: 2B rows, the first halves of all rows and then the second.
+        row_mask: (B,), False on a row that only stands in where a rank has none.
+    """
+
+    def __init__(self, *, sequences: SupervisedBatch, row_mask: Tensor) -> None:
+        self.sequences = sequences
+        self.row_mask = row_mask
+
+    def __len__(self) -> int:
+        return len(self.row_mask)
+
+    def to(self, device: torch.device | str) -> Self:
+        """A copy on `device`; dtypes stay."""
+        return type(self)(**{name: value.to(device) for name, value in vars(self).items()})
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """What `Policy.forward` takes, 2B rows."""
+        return self.sequences.model_inputs()
+
+    def halves(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """What was computed of the 2B sequences, apart: (2B, ...) to twice (B, ...)."""
+        first, second = values.split(len(self))
+        return first, second
+
+
+class PreferenceBatch(TwinBatch):
+    """B pairs: first the B chosen sequences, then the B rejected ones.
+
+    Args:
+        sequences: (2B, ...).
+        row_mask: (B,).
+        margins: (B,), by how much the chosen one is better; 0 where the data do not say.
+    """
+
+    def __init__(self, *, sequences: SupervisedBatch, row_mask: Tensor, margins: Tensor) -> None:
+        super().__init__(sequences=sequences, row_mask=row_mask)
+        self.margins = margins
+
+    @classmethod
+    def collate(cls, pairs: Sequence[EncodedPair], *, pad_id: int) -> Self:
+        """Pad pairs to one batch; of none a pair is made that counts for nothing."""
+        filler = EncodedRow([pad_id], [pad_id], [False])
+        shown = pairs or [EncodedPair(filler, filler)]
+        rows = [pair.chosen for pair in shown] + [pair.rejected for pair in shown]
+        return cls(
+            sequences=SupervisedBatch.collate(rows, pad_id=pad_id),
+            row_mask=torch.full((len(shown),), len(pairs) > 0),
+            margins=torch.tensor([pair.margin for pair in shown], dtype=torch.float32),
+        )
+
+
+class UnpairedBatch(TwinBatch):
+    """B judged completions: first the B sequences, then their prompts with the completions of other rows.
+
+    Args:
+        sequences: (2B, ...).
+        row_mask: (B,).
+        labels: (B,), True where the completion is desirable.
+    """
+
+    def __init__(self, *, sequences: SupervisedBatch, row_mask: Tensor, labels: Tensor) -> None:
+        super().__init__(sequences=sequences, row_mask=row_mask)
+        self.labels = labels
+
+    @classmethod
+    def collate(cls, judged: Sequence[JudgedRow], *, pad_id: int) -> Self:
+        """Pad rows to one batch; of none a row is made that counts for nothing."""
+        filler = EncodedRow([pad_id], [pad_id], [False])
+        shown = judged or [JudgedRow(filler, label=True, mismatched=filler)]
+        rows = [each.row for each in shown] + [each.mismatched or each.row for each in shown]
+        return cls(
+            sequences=SupervisedBatch.collate(rows, pad_id=pad_id),
+            row_mask=torch.full((len(shown),), len(judged) > 0),
+            labels=torch.tensor([each.label for each in shown]),
+        )
+
+
+class Batch(Protocol):
+    """What can stand in a micro-batch."""
+
+    def __len__(self) -> int:
+        """Rows."""
+
+    def to(self, device: torch.device | str) -> Any:
+        """A copy on `device`."""
+
+
+B = TypeVar("B", bound=Batch)
+
+
+class StepPart(Generic[B]):
+    """A micro-batch: what one forward and backward pass sees of an optimiser step.
+
+    Args:
+        batch: its rows; at least one, which may count for nothing.
+        normalizer: the denominator of the whole step's loss, over all its micro-batches and ranks, (): supervised
+            tokens of demonstrations, else pairs or judged rows.
+    """
+
+    def __init__(self, batch: B, normalizer: Tensor) -> None:
+        self.batch = batch
+        self.normalizer = normalizer
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def to(self, device: torch.device | str) -> StepPart[B]:
+        """A copy on `device`; dtypes stay."""
+        return StepPart(self.batch.to(device), self.normalizer.to(device))

@@ -1,0 +1,89 @@
+"""Which rows make which optimiser step, and which of them go through the model together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from lit_posttrain.batching import StepPart
+from lit_posttrain.data.mixing import epoch_counts, epoch_rows
+
+
+class StepPlan:
+    """Deals encoded rows into optimiser steps, ranks and micro-batches.
+
+    The rows of a step are a function of the seed and the epoch; they are sorted by length and dealt out, rank r gets
+    the r-th, the (r + world_size)-th, ..., and its rows are cut into micro-batches, so that little padding is computed.
+    Nothing has to divide anything: where a rank has no row a masked one takes part. The normaliser is that of the whole
+    step, known on every rank since every rank has all rows.
+
+    Args:
+        sources: the encoded rows of each source.
+        collate: makes a batch of rows; of none one that counts for nothing.
+        batch_size: rows in a step, over all ranks; the last step of an epoch may be smaller.
+        micro_batches: into how many a rank's rows are cut.
+        weights: how often the rows of each source come in an epoch; None = once.
+        shuffle: whether each epoch has an order of its own.
+        seed: of these orders.
+        complete: given all rows of a step, what is to stand in their place.
+        rank: which share, from 0 to `world_size` - 1.
+        world_size: into how many shares a step is dealt.
+
+    Raises:
+        ValueError: if a number is out of its range, or there are no rows.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Sequence[Any]],
+        *,
+        collate: Callable[[Sequence[Any]], Any],
+        batch_size: int,
+        micro_batches: int = 1,
+        weights: Sequence[float] | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        complete: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        for name, number in (("batch_size", batch_size), ("micro_batches", micro_batches), ("world_size", world_size)):
+            if number < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {number}.")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"`rank` must be from 0 to `world_size` - 1 = {world_size - 1}, got {rank}.")
+        self.sizes = [len(source) for source in sources]
+        if not self.sizes or 0 in self.sizes:
+            raise ValueError("there are no rows to make steps of: every source must have at least one.")
+        self.examples = [example for source in sources for example in source]
+        self.collate = collate
+        self.batch_size = batch_size
+        self.micro_batches = micro_batches
+        self.weights = [1.0] * len(self.sizes) if weights is None else list(weights)
+        self.shuffle = shuffle
+        self.seed = seed
+        self.complete = complete
+        self.rank = rank
+        self.world_size = world_size
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps in an epoch, the same on all ranks."""
+        return math.ceil(sum(epoch_counts(self.sizes, self.weights)) / self.batch_size)
+
+    def parts(self, epoch: int, start: int = 0) -> Iterator[StepPart[Any]]:
+        """The micro-batches of an epoch on this rank from number `start` on."""
+        order = epoch_rows(self.sizes, self.weights, shuffle=self.shuffle, seed=self.seed, epoch=epoch)
+        step, part = divmod(start, self.micro_batches)
+        for first in range(step * self.batch_size, len(order), self.batch_size):
+            rows: Sequence[Any] = [self.examples[index] for index in order[first : first + self.batch_size]]
+            rows = rows if self.complete is None else self.complete(rows)
+            normalizer = torch.tensor(float(max(1, sum(row.num_terms for row in rows))))
+            own = sorted(rows, key=lambda row: row.length)[self.rank :: self.world_size]
+            cuts = [len(own) * cut // self.micro_batches for cut in range(self.micro_batches + 1)]
+            for number in range(part, self.micro_batches):
+                yield StepPart(self.collate(own[cuts[number] : cuts[number + 1]]), normalizer)
+            part = 0
