@@ -82,6 +82,7 @@ class CompletingModule(PolicyModule):
 
     def on_fit_start(self) -> None:
         """Look for prompts that do not fit before anything long begins."""
+        super().on_fit_start()
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(datamodule, PromptDataModule):
             check_prompt_lengths(datamodule, self.tokenizer, model=self.language_model, sampling=self.sampling)
@@ -141,12 +142,6 @@ class CompletingModule(PolicyModule):
         )  # equal on all ranks; Lightning warns without
         if not alone:
             self.log_now(metrics)
-
-    def log_now(self, metrics: dict[str, Tensor]) -> None:
-        """Hand metrics to the loggers at the number of optimiser steps done, which `self.log` does not."""
-        values = {name: value.item() for name, value in metrics.items()}
-        for logger in self.loggers:
-            logger.log_metrics(values, step=self.trainer.global_step)
 
     def predict_step(self, rows: list[PromptRow], batch_idx: int) -> list[dict[str, Any]]:
         """One sampled completion of each prompt: its row with `completion`, `reward` and `truncated`."""

@@ -1,16 +1,13 @@
 """Base of the algorithms that learn from their own completions: rollouts as the training data of Lightning."""
 
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import RunningStage, TrainerFn
-from torch import Tensor
 
-from lit_posttrain.algos.resuming import stored_loader, take_up_epoch
+from lit_posttrain.algos.resuming import stored_loader
 from lit_posttrain.algos.rollout_module import RolloutModule
-from lit_posttrain.algos.step_statistics import StepStatistics
 from lit_posttrain.batching import MicroBatch
 from lit_posttrain.rollout.loader import RolloutLoader
 from lit_posttrain.rollout.unrepeated import without_repeats
@@ -27,17 +24,9 @@ class OnlineModule(RolloutModule):
     those of `RolloutModule`.
     """
 
-    _statistics: StepStatistics
+    progress_bar = PROGRESS_BAR
     _skip_step = False
     _loader_state: dict[str, Any] | None = None
-
-    @abstractmethod
-    def loss(self, batch: MicroBatch) -> Tensor:
-        """This micro-batch's share of the optimiser step's loss: ()."""
-
-    @abstractmethod
-    def step_metrics(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Metrics by name, from what `loss` added to the statistics."""
 
     def setup(self, stage: str) -> None:
         """Wrap the training dataloader, and see to it that every prompt comes once."""
@@ -66,34 +55,11 @@ class OnlineModule(RolloutModule):
         """Take the wrapper off again."""
         vars(self.trainer.strategy).pop("process_dataloader", None)
 
-    @property
-    def loss_scale(self) -> int:
-        """Undoes the averaging over ranks and micro-batches: the loss already has the whole step's denominator."""
-        return self.trainer.world_size * self.trainer.accumulate_grad_batches
-
-    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
-        """The loss of a micro-batch; with the last one of an optimiser step, that step's metrics."""
-        loss = self.loss(batch)
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
-            totals = self._statistics.pop(sum_over_ranks=self.sum_over_ranks, max_over_ranks=self.max_over_ranks)
-            for name, value in self.step_metrics(totals).items():
-                self.log(name, value, prog_bar=name in PROGRESS_BAR, batch_size=1)
-        return loss * self.loss_scale
-
-    def on_fit_start(self) -> None:
-        """Begin to count; a run that resumes inside an epoch gets no `on_train_epoch_start`."""
-        super().on_fit_start()
-        self._statistics = StepStatistics()
-
-    def on_train_epoch_start(self) -> None:
-        """What an incomplete step at the end of an epoch left behind belongs to no other step."""
-        self._statistics = StepStatistics()
-
     def on_train_batch_start(self, batch: MicroBatch, batch_idx: int) -> None:
         """Show a new rollout's metrics to callbacks and progress bar; the loggers have them already."""
         self._skip_step = batch.skip_step
         for name, value in self._unlogged.items():
-            self.log(name, value, logger=False, prog_bar=name in PROGRESS_BAR, batch_size=1)
+            self.log(name, value, logger=False, prog_bar=name in self.progress_bar, batch_size=1)
         self._unlogged = {}
 
     def optimizer_step(
@@ -108,7 +74,5 @@ class OnlineModule(RolloutModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the place in the data: Lightning always stores it and restores it only sometimes."""
         super().on_load_checkpoint(checkpoint)
-        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
-            return
-        self._loader_state = stored_loader(checkpoint)
-        take_up_epoch(checkpoint)
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self._loader_state = stored_loader(checkpoint)

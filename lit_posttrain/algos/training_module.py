@@ -1,0 +1,141 @@
+"""What every module shares that trains by optimiser steps of several micro-batches."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR, LRScheduler
+
+from lit_posttrain.algos.resuming import take_up_epoch
+from lit_posttrain.algos.step_statistics import StepStatistics
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+MakeScheduler = Callable[[Optimizer], LRScheduler]
+
+
+class TrainingModule(L.LightningModule):
+    """Automatic optimisation of a loss whose denominator is that of the whole optimiser step.
+
+    Args:
+        optimizer: makes the optimiser from the parameters; None = the algorithm's default.
+        scheduler: makes the learning-rate schedule from the optimiser, stepped once per optimiser step; None = the
+            algorithm's default.
+
+    Attributes:
+        progress_bar: metrics that the progress bar shows.
+    """
+
+    progress_bar: tuple[str, ...] = ()
+    _statistics: StepStatistics
+
+    def __init__(self, *, optimizer: MakeOptimizer | None, scheduler: MakeScheduler | None) -> None:
+        super().__init__()
+        self._make_optimizer = optimizer or self.default_optimizer()
+        self._make_scheduler = scheduler or self.default_scheduler()
+
+    def default_optimizer(self) -> MakeOptimizer:
+        """AdamW with lr 1e-6 and no weight decay."""
+        return partial(torch.optim.AdamW, lr=1e-6, weight_decay=0.0)
+
+    def default_scheduler(self) -> MakeScheduler:
+        """Linear warm-up over 10 steps, then constant."""
+        return partial(LinearLR, start_factor=0.1, total_iters=10)
+
+    @abstractmethod
+    def loss(self, batch: Any) -> Tensor:
+        """This micro-batch's share of the optimiser step's loss: ()."""
+
+    @abstractmethod
+    def step_metrics(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Metrics by name, from what `loss` added to the statistics."""
+
+    @property
+    def loss_scale(self) -> int:
+        """Undoes the averaging over ranks and micro-batches: the loss already has the whole step's denominator."""
+        return self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The loss of a micro-batch; with the last one of an optimiser step, that step's metrics."""
+        loss = self.loss(batch)
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
+            totals = self._statistics.pop(sum_over_ranks=self.sum_over_ranks, max_over_ranks=self.max_over_ranks)
+            for name, value in self.step_metrics(totals).items():
+                self.log(name, value, prog_bar=name in self.progress_bar, batch_size=1)
+        return loss * self.loss_scale
+
+    def on_fit_start(self) -> None:
+        """Begin to count; a run that resumes inside an epoch gets no `on_train_epoch_start`."""
+        self._statistics = StepStatistics()
+
+    def on_train_epoch_start(self) -> None:
+        """What an incomplete step at the end of an epoch left behind belongs to no other step."""
+        self._statistics = StepStatistics()
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser over all trainable parameters, and a schedule by optimiser steps."""
+        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._make_scheduler(optimizer), "interval": "step"},
+        }
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Log the norm of the whole step's gradient, before clipping."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.log("grad_norm", nn.utils.get_total_norm(gradients))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say whose checkpoint it is."""
+        checkpoint["algorithm"] = type(self).__name__
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another algorithm; while fitting, let Lightning begin where the stored run stopped."""
+        self.check_checkpoint(checkpoint)
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            take_up_epoch(checkpoint)
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Find out whether this module can go on from a checkpoint, before anything else is done.
+
+        Raises:
+            ValueError: if another class wrote it.
+        """
+        algorithm = checkpoint.get("algorithm", "something else than this library")
+        if algorithm != type(self).__name__:
+            raise ValueError(
+                f"the checkpoint was written by {algorithm}, this run is {type(self).__name__}: optimiser and loops do "
+                "not fit. To start from its weights use its run's export: `model=local model.path=<run>/export`."
+            )
+
+    def log_now(self, metrics: dict[str, Tensor]) -> None:
+        """Hand metrics to the loggers at the number of optimiser steps done, which `self.log` does not."""
+        values = {name: value.item() for name, value in metrics.items()}
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.trainer.global_step)
+
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        """All-reduce, on the module's device."""
+        return self._reduce(tensor, "sum")
+
+    def max_over_ranks(self, tensor: Tensor) -> Tensor:
+        """All-reduce, on the module's device."""
+        return self._reduce(tensor, "max")
+
+    def gather_over_ranks(self, thing: Any) -> list[Any]:
+        """Any picklable thing of each rank, on all of them."""
+        gathered: list[Any] = [thing] * self.trainer.world_size
+        if self.trainer.world_size > 1:
+            dist.all_gather_object(gathered, thing)
+        return gathered
+
+    def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
+        reduced = self.trainer.strategy.reduce(tensor.to(self.device), reduce_op=operation)
+        assert isinstance(reduced, Tensor)
+        return reduced
