@@ -26,10 +26,10 @@ class CompletingModule(PolicyModule):
 
     Args:
         policy: see `PolicyModule`.
-        rewards: one reward function, several, or `RewardFunctions` where they have weights.
+        rewards: one reward function, several, or `RewardFunctions` where they have weights; None = no rewards.
         tokenizer: see `PolicyModule`.
         scores: validation metrics by name, functions with the signature of a reward; None = those that the
-            `PromptDataModule` brings.
+            DataModule brings (its attribute `scores`).
         sampling: how completions are drawn.
         generation_batch_size: completions decoded together, a knob of memory and speed, in whole
             groups and at least one; None = all.
@@ -42,7 +42,7 @@ class CompletingModule(PolicyModule):
     def __init__(
         self,
         policy: PolicySource,
-        rewards: RewardFunctions | RewardFunction | Sequence[RewardFunction],
+        rewards: RewardFunctions | RewardFunction | Sequence[RewardFunction] | None,
         *,
         tokenizer: PreTrainedTokenizerBase | None,
         scores: Mapping[str, Callable[..., Any]] | None,
@@ -63,22 +63,35 @@ class CompletingModule(PolicyModule):
         if generation_batch_size is not None and generation_batch_size < 1:
             raise ValueError(f"`generation_batch_size` must be >= 1 or None, got {generation_batch_size}.")
         self.sampling = sampling if isinstance(sampling, Sampling) else Sampling(**(sampling or {}))
-        self.rewards = rewards if isinstance(rewards, RewardFunctions) else RewardFunctions(rewards)
+        self._rewards = rewards if rewards is None or isinstance(rewards, RewardFunctions) else RewardFunctions(rewards)
         self.generation_batch_size = generation_batch_size
         self.val_samples = val_samples
         self._given_scores = scores
         self._scores: RewardFunctions | None = None
         self._validation: ValidationScores | None = None
 
+    @property
+    def rewards(self) -> RewardFunctions:
+        """What judges completions.
+
+        Raises:
+            RuntimeError: if there are no rewards.
+        """
+        if self._rewards is None:
+            raise RuntimeError(f"{type(self).__name__} was given no rewards.")
+        return self._rewards
+
     def setup(self, stage: str) -> None:
         """Find the scores of validation."""
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         scores: Mapping[str, Any] = self._given_scores or {}
-        if self._given_scores is None and isinstance(datamodule, PromptDataModule):
-            scores = datamodule.scores
+        if self._given_scores is None:
+            scores = getattr(datamodule, "scores", {})
         functions = {name: load_function(f) if isinstance(f, str) else f for name, f in scores.items()}
         self._scores = RewardFunctions(list(functions.values())) if functions else None
-        self._validation = ValidationScores(list(functions), num_samples=self.val_samples)
+        self._validation = ValidationScores(
+            list(functions), num_samples=self.val_samples, with_rewards=self._rewards is not None
+        )
 
     def on_fit_start(self) -> None:
         """Look for prompts that do not fit before anything long begins."""
@@ -121,18 +134,24 @@ class CompletingModule(PolicyModule):
         assert self._validation is not None
         if not rows:
             return
+        if self._rewards is None and self._scores is None:
+            return
         sampled = self._complete(rows, sampling=self.sampling, num_samples=self.val_samples)
-        rewards = self.rewards.total(sampled.score(self.rewards))
+        rewards = None if self._rewards is None else self.rewards.total(sampled.score(self.rewards))
         greedy_scores = sampled_scores = None
         if self._scores is not None:
             greedy = self._complete(rows, sampling=replace(self.sampling, temperature=0.0), num_samples=1)
             greedy_scores, sampled_scores = greedy.score(self._scores), sampled.score(self._scores)
         self._validation.update(rewards=rewards, greedy_scores=greedy_scores, sampled_scores=sampled_scores)
 
+    def validation_metrics(self) -> dict[str, Tensor]:
+        """The metrics of a validation that is over; collection begins anew."""
+        assert self._validation is not None
+        return self._validation.pop()
+
     def on_validation_epoch_end(self) -> None:
         """Report on the axis of optimiser steps; before training only where all prompts were covered."""
-        assert self._validation is not None
-        metrics = self._validation.pop()
+        metrics = self.validation_metrics()
         trainer = self.trainer
         if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
             return
@@ -144,18 +163,15 @@ class CompletingModule(PolicyModule):
             self.log_now(metrics)
 
     def predict_step(self, rows: list[PromptRow], batch_idx: int) -> list[dict[str, Any]]:
-        """One sampled completion of each prompt: its row with `completion`, `reward` and `truncated`."""
+        """One sampled completion of each prompt: its row with `completion`, `truncated` and, if there are any, `reward`."""
         if not rows:
             return []
         experience = self._complete(rows, sampling=self.sampling, num_samples=1)
-        columns = zip(
-            rows,
-            experience.completions,
-            self.rewards.total(experience.score(self.rewards)).tolist(),
-            experience.truncated.tolist(),
-            strict=True,
-        )
+        columns: dict[str, list[Any]] = {"completion": experience.completions}
+        if self._rewards is not None:
+            columns["reward"] = self.rewards.total(experience.score(self.rewards)).tolist()
+        columns["truncated"] = experience.truncated.tolist()
         return [
-            {**row, "completion": completion, "reward": reward, "truncated": truncated}
-            for row, completion, reward, truncated in columns
+            {**row, **dict(zip(columns, values, strict=True))}
+            for row, values in zip(rows, zip(*columns.values(), strict=True), strict=True)
         ]

@@ -19,13 +19,14 @@ class ValidationScores(nn.Module):
     Args:
         score_names: the scores.
         num_samples: samples of each prompt.
+        with_rewards: whether there are rewards.
     """
 
-    def __init__(self, score_names: Sequence[str], *, num_samples: int) -> None:
+    def __init__(self, score_names: Sequence[str], *, num_samples: int, with_rewards: bool = True) -> None:
         super().__init__()
         self._score_names = list(score_names)
         self._num_samples = num_samples
-        names = ["reward"]
+        names = ["reward"] if with_rewards else []
         for score in score_names:
             names += [score, f"{score}_sampled"]
         if score_names:
@@ -33,15 +34,16 @@ class ValidationScores(nn.Module):
         self._means = {name: MeanMetric(nan_strategy="ignore") for name in names}
         self._metrics = nn.ModuleList(self._means.values())  # registered, so that they move to the device
 
-    def update(self, *, rewards: Tensor, greedy_scores: Tensor | None, sampled_scores: Tensor | None) -> None:
+    def update(self, *, rewards: Tensor | None, greedy_scores: Tensor | None, sampled_scores: Tensor | None) -> None:
         """Add the completions of N prompts.
 
         Args:
-            rewards: of the samples, (N * G,), NaN where not scorable.
+            rewards: of the samples, (N * G,), NaN where not scorable; None where there are no rewards.
             greedy_scores: (N, S), None where there are no scores.
             sampled_scores: (N * G, S), the samples of a prompt next to each other.
         """
-        self._means["reward"].update(rewards)
+        if rewards is not None:
+            self._means["reward"].update(rewards)
         if greedy_scores is None or sampled_scores is None:
             return
         for index, name in enumerate(self._score_names):

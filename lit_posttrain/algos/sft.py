@@ -1,0 +1,140 @@
+"""Supervised fine-tuning."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import MeanMetric
+from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
+
+from lit_posttrain.algos.completing_module import CompletingModule
+from lit_posttrain.algos.experience import PromptRow
+from lit_posttrain.algos.policy_module import PolicySource
+from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
+from lit_posttrain.batching import StepPart, SupervisedBatch
+from lit_posttrain.functional import aggregate
+from lit_posttrain.rollout.sampling import Sampling
+
+WARMUP = 0.03  # of all steps
+
+
+class SFT(CompletingModule):
+    r"""Supervised fine-tuning: the mean negative log-likelihood of the supervised tokens of an optimiser step.
+
+    Which tokens are supervised is the data's to say (`InstructDataModule`: completions, their EOS included). With label
+    smoothing :math:`\epsilon` a token's loss is :math:`-(1 - \epsilon) \log\pi(y_t) - \epsilon\,\mathrm{mean}_v
+    \log\pi(v)`. The mean is over all supervised tokens of the step on all ranks, however it is cut up; a mean of the
+    means of micro-batches, as it is often computed, would weigh tokens by how many others their micro-batch has.
+
+    Where the DataModule has prompts to complete in validation (`val_prompts`), completions of them are scored as in the
+    online algorithms.
+
+    Args:
+        policy: name or path of a model, a `Pretrained`, a built model, or a function that builds one.
+        tokenizer: needed with a built model that carries no name, otherwise found by the policy's name.
+        scores: validation metrics of completions by name; None = those that the DataModule brings.
+        label_smoothing: :math:`\epsilon`, in [0, 1).
+        sampling: how completions are drawn in validation.
+        generation_batch_size: see `GRPO`.
+        val_samples: samples of each validation prompt, beside the greedy completion.
+        optimizer: makes the optimiser; None = AdamW with lr 2e-5, betas 0.9 and 0.95, no weight decay.
+        scheduler: makes the schedule; None = cosine to 0 after a warm-up over 3 % of the steps.
+        logits_chunk_size: see `GRPO`.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+
+    progress_bar = ("train/loss",)
+
+    def __init__(
+        self,
+        policy: PolicySource,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        scores: Mapping[str, Callable[..., Any]] | None = None,
+        label_smoothing: float = 0.0,
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        generation_batch_size: int | None = None,
+        val_samples: int = 4,
+        optimizer: MakeOptimizer | None = None,
+        scheduler: MakeScheduler | None = None,
+        logits_chunk_size: int = 512,
+    ) -> None:
+        super().__init__(
+            policy,
+            None,
+            tokenizer=tokenizer,
+            scores=scores,
+            sampling=sampling,
+            generation_batch_size=generation_batch_size,
+            val_samples=val_samples,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            logits_chunk_size=logits_chunk_size,
+        )
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"`label_smoothing` must be in [0, 1), got {label_smoothing}: it is a share.")
+        self.label_smoothing = label_smoothing
+        self._val_loss = MeanMetric()
+        self._val_accuracy = MeanMetric()
+        self.save_hyperparameters(ignore=["policy", "tokenizer", "scores", "optimizer", "scheduler", "sampling"])
+        self.save_hyperparameters({"sampling": asdict(self.sampling)})
+
+    def default_optimizer(self) -> MakeOptimizer:
+        """AdamW with lr 2e-5, betas 0.9 and 0.95, no weight decay."""
+        return partial(torch.optim.AdamW, lr=2e-5, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def default_scheduler(self) -> MakeScheduler:
+        """Cosine to 0 over the steps of the Trainer, after a warm-up."""
+
+        def cosine(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+            steps = int(self.trainer.estimated_stepping_batches)
+            return get_cosine_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
+
+        return cosine
+
+    def loss(self, batch: StepPart[SupervisedBatch]) -> Tensor:
+        """This micro-batch's share of the optimiser step's loss: ()."""
+        assert self.policy is not None
+        mask = batch.batch.loss_mask
+        statistics = self.policy(**batch.batch.model_inputs(), supervised=True)
+        token_loss = -statistics.logprobs
+        if self.label_smoothing > 0:
+            token_loss = (1 - self.label_smoothing) * token_loss - self.label_smoothing * statistics.mean_logprobs
+        loss = aggregate(token_loss, mask, "token", normalizer=batch.normalizer)
+        self._statistics.add("loss", loss)
+        self._statistics.add("tokens", mask)
+        self._statistics.add("entropy", statistics.entropy, mask)
+        return loss
+
+    def step_metrics(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss, and the mean entropy over the step's tokens."""
+        return {"train/loss": totals["loss"], "policy/entropy": totals["entropy"] / totals["tokens"].clamp(min=1)}
+
+    def validation_step(
+        self, batch: StepPart[SupervisedBatch] | list[PromptRow], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Likelihood of demonstrations, or completions of prompts: what the dataloader gives."""
+        if not isinstance(batch, StepPart):
+            super().validation_step(batch, batch_idx)
+            return
+        assert self.policy is not None
+        mask = batch.batch.loss_mask
+        statistics = self.policy(**batch.batch.model_inputs(), supervised=True)
+        self._val_loss.update(-statistics.logprobs[mask])
+        self._val_accuracy.update(statistics.hits[mask].float())
+
+    def validation_metrics(self) -> dict[str, Tensor]:
+        """Means over the supervised tokens of the whole set, and the scores of completions where there are prompts."""
+        metrics = super().validation_metrics() if self._scores is not None else {}
+        if self._val_loss.update_called:
+            metrics["val/loss"] = self._val_loss.compute()
+            metrics["val/perplexity"] = metrics["val/loss"].exp()
+            metrics["val/token_accuracy"] = self._val_accuracy.compute()
+        self._val_loss.reset()
+        self._val_accuracy.reset()
+        return metrics
