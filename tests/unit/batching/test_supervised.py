@@ -49,12 +49,12 @@ def test_no_row_makes_one_that_counts_for_nothing():
 
 
 def test_a_pair_is_two_rows_of_one_batch():
-    batch = PreferenceBatch.collate([EncodedPair(LONG, SHORT, 0.5), EncodedPair(SHORT, LONG)], pad_id=PAD)
+    batch = PreferenceBatch.collate([EncodedPair(LONG, SHORT, 0.5), EncodedPair(LONG, SHORT)], pad_id=PAD)
     assert (len(batch), len(batch.sequences)) == (2, 4)
     assert batch.margins.tolist() == [0.5, 0.0]
     assert batch.row_mask.tolist() == [True, True]
     chosen, rejected = batch.halves(batch.sequences.lengths)
-    assert (chosen.tolist(), rejected.tolist()) == ([6, 2], [2, 6])
+    assert (chosen.tolist(), rejected.tolist()) == ([6, 6], [2, 2])
     assert EncodedPair(SHORT, LONG).length == 6
     assert batch.to("cpu").margins.tolist() == [0.5, 0.0]
 

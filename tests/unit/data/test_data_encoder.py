@@ -1,5 +1,6 @@
 """Tokens and masks, by hand: the border between prompt and completion, turns, BOS and EOS."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -180,3 +181,18 @@ def test_words_that_joined_are_unknown_are_encoded_apart(word_tokenizer):
     row, _ = Encoder(word_tokenizer).encode("w3 w4", "w5 w6")
     assert word_tokenizer.convert_ids_to_tokens(row.prompt_ids) == ["w3", "w4"]
     assert word_tokenizer.convert_ids_to_tokens(row.completion_ids) == ["w5", "w6", "<eos>"]
+
+
+def test_white_space_behind_an_end_token_is_not_supervised(gpt2):
+    """ChatML writes a line break behind the token at which a model stops: it never has to write it."""
+    tokenizer = copy.deepcopy(gpt2)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}\n{{ m.content }}<|endoftext|>\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant\n{% endif %}"
+    )
+    row, _ = Encoder(tokenizer).encode([], CHAT)
+    tokens = tokenizer.convert_ids_to_tokens(row.completion_ids)
+    marked = [token for token, on in zip(tokens, row.loss_mask, strict=True) if on]
+    assert marked == ["up", "<|endoftext|>", "be", "Ġbrief", "<|endoftext|>"]
+    assert tokens[:4] == ["up", "<|endoftext|>", "Ċ", "user"]
+    assert tokens[-1] == "<|endoftext|>"

@@ -198,7 +198,7 @@ class Learner(LightningModule):
         take_up_epoch(checkpoint)
 
 
-def fit(tokenizer, folder=None, *, callbacks=(), ckpt_path=None, data=None, **trainer):
+def fit(tokenizer, folder=None, *, callbacks=(), ckpt_path=None, data=None, kind=Learner, **trainer):
     keep = [ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)] if folder else []
     engine = Trainer(
         accelerator="cpu",
@@ -210,7 +210,7 @@ def fit(tokenizer, folder=None, *, callbacks=(), ckpt_path=None, data=None, **tr
         callbacks=[*keep, *callbacks],
         **trainer,
     )
-    module = Learner(tokenizer)
+    module = kind(tokenizer)
     data = data or InstructDataModule(ROWS, batch_size=4, seed=1)
     engine.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return module, engine
@@ -225,6 +225,32 @@ def test_every_step_of_two_epochs_can_be_gone_on_from(word_tokenizer, tmp_path, 
         resumed, engine = fit(word_tokenizer, ckpt_path=tmp_path / f"step={step}.ckpt", **options)
         assert engine.global_step == 9
         assert resumed.seen == whole.seen[step * accumulate :], f"resumed at step {step}"
+        assert torch.equal(resumed.weight, whole.weight)
+
+
+def test_the_end_of_an_epoch_can_be_gone_on_from(word_tokenizer, tmp_path):
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_on_train_epoch_end=True, save_top_k=-1)
+    whole, _ = fit(word_tokenizer, max_epochs=3, callbacks=[keep])
+    for epoch in (0, 1):
+        resumed, engine = fit(word_tokenizer, max_epochs=3, ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        assert engine.global_step == 9
+        assert resumed.seen == whole.seen[3 * (epoch + 1) :]
+        assert torch.equal(resumed.weight, whole.weight)
+
+
+class Scheduled(Learner):
+    """Asks how long it will be, as schedules do: then Lightning does not restore the loader itself."""
+
+    def configure_optimizers(self):
+        assert self.trainer.estimated_stepping_batches == 7
+        return super().configure_optimizers()
+
+
+def test_a_module_that_asks_for_the_number_of_steps(word_tokenizer, tmp_path):
+    whole, _ = fit(word_tokenizer, tmp_path, max_steps=7, kind=Scheduled)
+    for step in range(1, 7):
+        resumed, _ = fit(word_tokenizer, max_steps=7, kind=Scheduled, ckpt_path=tmp_path / f"step={step}.ckpt")
+        assert resumed.seen == whole.seen[step:], f"resumed at step {step}"
         assert torch.equal(resumed.weight, whole.weight)
 
 
