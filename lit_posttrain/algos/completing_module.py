@@ -163,7 +163,7 @@ class CompletingModule(PolicyModule):
             self.log_now(metrics)
 
     def predict_step(self, rows: list[PromptRow], batch_idx: int) -> list[dict[str, Any]]:
-        """One sampled completion of each prompt: its row with `completion`, `truncated` and, if there are any, `reward`."""
+        """One sampled completion of each prompt: its row with `completion`, `truncated` and perhaps `reward`."""
         if not rows:
             return []
         experience = self._complete(rows, sampling=self.sampling, num_samples=1)

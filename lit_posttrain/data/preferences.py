@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lit_posttrain.data.columns import ChatShape
 from lit_posttrain.data.encoded_rows import LeavingOut
 from lit_posttrain.data.preference_format import PreferenceFormat
+from lit_posttrain.data.prompts import PromptDataModule
 from lit_posttrain.data.row_sources import RowSources
 from lit_posttrain.data.rows import Source
 from lit_posttrain.data.source_list import SourceList, Sources, split_sources
@@ -64,6 +65,7 @@ class PreferenceDataModule(SupervisedDataModule):
         shuffle: whether each epoch goes through the rows in an order of its own.
         seed: of that order and of the rows held out.
         num_workers: processes that make tokens of the rows; 0 does it in this one.
+        val_prompts: prompts to complete in validation, beside the loss on the validation rows; its `scores` judge them.
         tokenizer: None takes that of the LightningModule (its attribute `tokenizer`).
 
     Raises:
@@ -101,6 +103,7 @@ class PreferenceDataModule(SupervisedDataModule):
         shuffle: bool = True,
         seed: int = 0,
         num_workers: int = 0,
+        val_prompts: PromptDataModule | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         options = RowSources(
@@ -135,4 +138,5 @@ class PreferenceDataModule(SupervisedDataModule):
             shuffle=shuffle,
             seed=seed,
             num_workers=num_workers,
+            val_prompts=val_prompts,
         )

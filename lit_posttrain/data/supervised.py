@@ -24,6 +24,7 @@ from lit_posttrain.data.columns import Row
 from lit_posttrain.data.encoded_rows import EncodedRows, LeavingOut, ParsedRows, encode_rows, parse_rows
 from lit_posttrain.data.encoder import Encoder
 from lit_posttrain.data.examples import Example
+from lit_posttrain.data.prompts import PromptDataModule
 from lit_posttrain.data.rows import Rows
 from lit_posttrain.data.source_list import SourceList
 from lit_posttrain.data.step_loader import FixedLoader, StepLoader
@@ -67,6 +68,7 @@ class SupervisedDataModule(LightningDataModule):
         shuffle: whether each epoch has an order of its own.
         seed: of that order.
         num_workers: processes that encode.
+        val_prompts: prompts to complete in validation, beside the likelihood of its rows.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -86,6 +88,7 @@ class SupervisedDataModule(LightningDataModule):
         shuffle: bool,
         seed: int,
         num_workers: int,
+        val_prompts: PromptDataModule | None,
     ) -> None:
         super().__init__()
         for name, number, least in (
@@ -106,6 +109,7 @@ class SupervisedDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.seed = seed
         self.num_workers = num_workers
+        self.val_prompts = val_prompts
         self._given_tokenizer = tokenizer
         self._parsed: dict[str, list[ParsedRows]] = {}
         self._encoded: dict[str, list[EncodedRows]] = {}
@@ -116,6 +120,8 @@ class SupervisedDataModule(LightningDataModule):
     def prepare_data(self) -> None:
         """Download on one process per node, so that the others find the data set in the cache."""
         self.sources.download()
+        if self.val_prompts is not None:
+            self.val_prompts.prepare_data()
 
     def setup(self, stage: str) -> None:
         """Read, check and, where there is a tokenizer, encode all rows; once, whatever the stage.
@@ -130,6 +136,9 @@ class SupervisedDataModule(LightningDataModule):
                 for split, sources in zip(SPLITS, self.sources.read(), strict=True)
             }
             _check_kinds(self._parsed)
+        if self.val_prompts is not None:
+            self.val_prompts.trainer = self.trainer
+            self.val_prompts.setup(stage)
         tokenizer = self._given_tokenizer
         if tokenizer is None and self.trainer is not None:
             tokenizer = getattr(self.trainer.lightning_module, "tokenizer", None)
@@ -217,11 +226,18 @@ class SupervisedDataModule(LightningDataModule):
             self._loader_state = None
         return self._loader
 
-    def val_dataloader(self) -> FixedLoader | list[Any]:
-        """The validation rows in the order of the source; no loader where there are none."""
-        if not self.encoded("validation"):
-            return []
-        return FixedLoader(self._plan("validation", batch_size=self.val_batch_size, shuffle=False))
+    @property
+    def scores(self) -> dict[str, Any]:
+        """What completions of the validation prompts are scored by, as `PromptDataModule` has it."""
+        return {} if self.val_prompts is None else self.val_prompts.scores
+
+    def val_dataloader(self) -> list[Any]:
+        """The validation rows in the order of the source, and the prompts to complete; what there is of them."""
+        loaders: list[Any] = []
+        if self.encoded("validation"):
+            loaders.append(FixedLoader(self._plan("validation", batch_size=self.val_batch_size, shuffle=False)))
+        prompts = [] if self.val_prompts is None else self.val_prompts.val_dataloader()
+        return loaders + (prompts if isinstance(prompts, list) else [prompts])
 
     def predict_dataloader(self) -> FixedLoader:
         """The validation rows, or the training rows where there are none, in the order of the source."""
