@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from lit_posttrain.algos.grpo import GRPO
     from lit_posttrain.algos.reinforce_pp import ReinforcePlusPlus
     from lit_posttrain.algos.rloo import RLOO
+    from lit_posttrain.algos.sft import SFT
     from lit_posttrain.data.instruct import InstructDataModule
     from lit_posttrain.data.preferences import PreferenceDataModule
     from lit_posttrain.data.prompts import PromptDataModule
@@ -19,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = [
     "GRPO",
     "RLOO",
+    "SFT",
     "InstructDataModule",
     "PreferenceDataModule",
     "Pretrained",
@@ -35,6 +37,7 @@ _HOME = {
     "PreferenceDataModule": "lit_posttrain.data.preferences",
     "Pretrained": "lit_posttrain.models.loading",
     "RLOO": "lit_posttrain.algos.rloo",
+    "SFT": "lit_posttrain.algos.sft",
     "ReinforcePlusPlus": "lit_posttrain.algos.reinforce_pp",
     "PromptDataModule": "lit_posttrain.data.prompts",
     "RewardFunctions": "lit_posttrain.rewards.protocol",
