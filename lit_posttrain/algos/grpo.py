@@ -1,5 +1,6 @@
 """Group relative policy optimisation."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -159,8 +160,8 @@ class GRPO(PolicyGradientModule):
         if dual_clip is not None and dual_clip <= 1:
             raise ValueError(f"`dual_clip` must be > 1 or None, got {dual_clip}: it bounds ratios above 1.")
         for name, coefficient in (("kl_coef", kl_coef), ("entropy_coef", entropy_coef)):
-            if not coefficient >= 0:
-                raise ValueError(f"`{name}` must be >= 0, got {coefficient}.")
+            if not 0 <= coefficient < math.inf:
+                raise ValueError(f"`{name}` must be finite and >= 0, got {coefficient}.")
         if kl_coef > 0 and scale == "group":
             warnings.warn(
                 'a KL term in the loss together with scale="group" weighs the KL differently for each prompt (by the '
@@ -172,8 +173,8 @@ class GRPO(PolicyGradientModule):
                 f"`overlong_fraction` must be None or in (0, 1], got {overlong_fraction}: it is a share of "
                 "`sampling.max_new_tokens`."
             )
-        if not overlong_factor >= 0:
-            raise ValueError(f"`overlong_factor` must be >= 0, got {overlong_factor}: it is subtracted.")
+        if not 0 <= overlong_factor < math.inf:
+            raise ValueError(f"`overlong_factor` must be finite and >= 0, got {overlong_factor}: it is subtracted.")
         if overlong_fraction is not None and mask_truncated:
             warnings.warn(
                 "`mask_truncated` leaves out the completions that `overlong_fraction` punishes most; they still count "

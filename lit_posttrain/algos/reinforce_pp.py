@@ -1,5 +1,6 @@
 """REINFORCE++: PPO's loss without a critic."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -97,8 +98,8 @@ class ReinforcePlusPlus(PolicyGradientModule):
                 f'`group_size` must be >= 1, and >= 2 with baseline="group", got {group_size}: a baseline is the mean '
                 "of several completions."
             )
-        if not kl_coef >= 0:
-            raise ValueError(f"`kl_coef` must be >= 0, got {kl_coef}.")
+        if not 0 <= kl_coef < math.inf:
+            raise ValueError(f"`kl_coef` must be finite and >= 0, got {kl_coef}.")
         self.clip_low = clip_low
         self.clip_high = clip_high
         self.kl_coef = kl_coef

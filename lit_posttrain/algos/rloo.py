@@ -1,5 +1,6 @@
 """REINFORCE with a leave-one-out baseline."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -104,8 +105,8 @@ class RLOO(PolicyGradientModule):
         if group_size < 2:
             raise ValueError(f"`group_size` must be >= 2, got {group_size}: the baseline is the mean of the others.")
         check_clip_range(clip_low, clip_high)
-        if not kl_coef >= 0:
-            raise ValueError(f"`kl_coef` must be >= 0, got {kl_coef}.")
+        if not 0 <= kl_coef < math.inf:
+            raise ValueError(f"`kl_coef` must be finite and >= 0, got {kl_coef}.")
         self.clip_low = clip_low
         self.clip_high = clip_high
         self.kl_coef = kl_coef

@@ -22,6 +22,7 @@ class RolloutRecord:
         reward_names: the F reward functions.
         scores: of each function, (B, F), NaN = None.
         rewards: their weighted sum, (B,).
+        penalties: what was added to the rewards before they were compared (a KL, an overlong penalty), (B,).
         advantages: (B,).
         group_size: completions of each prompt.
         groups_kept: groups that are learnt from, None where that is all of them.
@@ -35,6 +36,7 @@ class RolloutRecord:
     reward_names: list[str]
     scores: Tensor
     rewards: Tensor
+    penalties: Tensor
     advantages: Tensor
     group_size: int
     groups_kept: int | None

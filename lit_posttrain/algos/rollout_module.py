@@ -164,7 +164,8 @@ class RolloutModule(CompletingModule):
         rollout = self._as_rollout(samples.experience, learnt)
         self._add_old_and_reference_logprobs(rollout)
         rewards = samples.rewards[learnt].to(self.device)
-        rewards = rewards + self.penalties(rollout)[: len(rewards)]  # a rank without sequences has a masked row
+        penalties = self.penalties(rollout)[: len(rewards)]  # a rank without sequences has a masked row
+        rewards = rewards + penalties
         sequence_advantages = rewards.new_zeros(len(rollout))
         sequence_advantages[: len(rewards)] = self._advantages_over_ranks(rewards, numbers)
         rollout.advantages = self.token_advantages(sequence_advantages, rollout)
@@ -172,10 +173,11 @@ class RolloutModule(CompletingModule):
             rollout, (numbers[:, None] * self.group_size + torch.arange(self.group_size)).flatten(), index
         )
 
-        advantages = torch.zeros(len(samples.rewards))
+        advantages, given_penalties = torch.zeros(2, len(samples.rewards))
         mask = rollout.completion_mask.cpu()
         means = (rollout.advantages.cpu().double() * mask).sum(1) / mask.sum(1)
         advantages[learnt] = means[: len(learnt)].float()
+        given_penalties[learnt] = penalties.cpu().float()
         self.last_rollout = RolloutRecord(
             index=index,
             step=self.trainer.global_step,
@@ -184,6 +186,7 @@ class RolloutModule(CompletingModule):
             reward_names=self.rewards.names,
             scores=samples.scores,
             rewards=samples.rewards,
+            penalties=given_penalties,
             advantages=advantages,
             group_size=self.group_size,
             groups_kept=len(groups) if self.max_refills > 0 else None,
@@ -242,9 +245,10 @@ class RolloutModule(CompletingModule):
         if self.trainer.world_size == 1:
             return self.advantages(rewards)
         ranks = self.gather_over_ranks((numbers, rewards.cpu()))
-        num_groups = sum(len(groups) for groups, _ in ranks)
-        # in the order of the prompts, so that sums over all of them are those of one process to the last bit
-        everywhere = torch.empty(num_groups, self.group_size, dtype=rewards.dtype)
+        num_groups = 1 + max((int(groups.max()) for groups, _ in ranks if len(groups)), default=-1)
+        # in the order of the prompts, so that sums over all of them are those of one process to the last bit; where a
+        # rank has fewer prompts than others there are gaps, and NaN counts for nothing
+        everywhere = torch.full((num_groups, self.group_size), torch.nan, dtype=rewards.dtype)
         for groups, given in ranks:
             everywhere[groups] = given.view(-1, self.group_size)
         advantages = self.advantages(everywhere.flatten().to(self.device)).view(-1, self.group_size)
@@ -307,7 +311,8 @@ class RolloutModule(CompletingModule):
 
     def whiten_over_ranks(self, values: Tensor, mask: Tensor) -> Tensor:
         """Mean 0 and variance 1 over what counts on all ranks, as `functional.whiten` of one rank: (B, C) to (B, C)."""
-        values = values.masked_fill(~mask, 0)
+        highest = self.max_over_ranks(values.masked_fill(~mask, -torch.inf).max())
+        values = (values - highest).masked_fill(~mask, 0)  # equal values are exact zeros then, and so is their mean
         count, total = self.sum_over_ranks(torch.stack([mask.sum().to(values.dtype), values.sum()]))
         centred = (values - total / count.clamp(min=1)).masked_fill(~mask, 0)
         variance = self.sum_over_ranks(centred.square().sum()) / count.clamp(min=1)

@@ -29,6 +29,7 @@ def completion_rows(record: RolloutRecord, which: Iterable[int] | None = None) -
                 name: _or_none(score)
                 for name, score in zip(record.reward_names, record.scores[i].tolist(), strict=True)
             },
+            "penalty": record.penalties[i].item(),
             "advantage": record.advantages[i].item(),
             "length": lengths[i],
             "truncated": bool(experience.truncated[i]),

@@ -27,6 +27,7 @@ class RolloutRecord(Protocol):
     reward_names: list[str]
     scores: Tensor
     rewards: Tensor
+    penalties: Tensor
     advantages: Tensor
     group_size: int
     score_s: float

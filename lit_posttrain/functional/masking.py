@@ -96,9 +96,13 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-
     """
     if not eps > 0:
         raise ValueError(f"`eps` must be > 0, got {eps}: equal values have variance 0, and 0 / 0 is no number.")
-    mean = masked_mean(x, mask)
-    whitened = _deviation(x, mask, mean) / torch.sqrt(masked_var(x, mask) + eps)
-    return whitened if shift_mean else torch.where(mask, whitened + mean, 0)
+    check_mask(mask, x)
+    # Measured from the highest: equal values are then exact zeros, and so is their mean, in any precision.
+    highest = torch.where(mask, x, -torch.inf).amax().detach() if mask.any() else x.new_zeros(())
+    shifted = torch.where(mask, x - highest, 0)
+    mean = masked_mean(shifted, mask)
+    whitened = _deviation(shifted, mask, mean) / torch.sqrt(masked_var(shifted, mask) + eps)
+    return whitened if shift_mean else torch.where(mask, whitened + mean + highest, 0)
 
 
 def _deviation(x: Tensor, mask: Tensor, mean: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Rollouts as data: a training loader that turns prompt batches into the micro-batches of optimiser steps."""
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,6 +19,7 @@ class RolloutMaker(Protocol):
     """What the loader asks of a module."""
 
     seed: int
+    max_refills: int
 
     @property
     def steps_per_rollout(self) -> int:
@@ -71,9 +72,14 @@ class RolloutLoader(PassLoader):
         self._current: PlannedRollout | None = None
         self._more_prompts = SideStream(self._prompt_batches)
         self._more_places = [(0, 0), (0, 0)]  # of the side stream, before and after the current rollout
-        if isinstance(prompts, Sized) and len(prompts) == 0:
+        if num_batches(prompts) == 0:
             raise ValueError("there are no prompts to train on: the training prompt loader is empty.")
-        if not isinstance(prompts, Sized) and trainer.max_steps < 0:
+        if maker.max_refills > 0 and getattr(prompts, "persistent_workers", False):
+            raise ValueError(
+                "`max_refills` goes through the prompts a second time meanwhile, which a DataLoader with persistent "
+                "workers cannot: use `persistent_workers=False`."
+            )
+        if num_batches(prompts) is None and trainer.max_steps < 0:
             raise ValueError("prompts without a length need `trainer.max_steps`: nothing else says when to stop.")
 
     @cached_property
@@ -82,7 +88,7 @@ class RolloutLoader(PassLoader):
 
         All ranks ask for it together, when Lightning first takes the length of the loader.
         """
-        batches = self._of_all_ranks(len(self._prompts) if isinstance(self._prompts, Sized) else None)
+        batches = self._of_all_ranks(num_batches(self._prompts))
         return None if None in batches else max(batches) * self._micro_batches
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -184,6 +190,14 @@ class RolloutLoader(PassLoader):
         values: list[Any] = [None] * self._trainer.world_size
         dist.all_gather_object(values, value)
         return values
+
+
+def num_batches(prompts: Iterable[PromptBatch]) -> int | None:
+    """Its length, None where it has none: a stock DataLoader over a stream only says so when it is asked."""
+    try:
+        return len(prompts)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _chain(first: PromptBatch | None, rest: Iterator[PromptBatch]) -> Iterator[PromptBatch]:

@@ -61,6 +61,13 @@ def test_a_preset_builds(preset):
     assert {name: getattr(module, name) for name in PAPERS[preset]} == PAPERS[preset]
 
 
+@pytest.mark.parametrize("preset", PAPERS)
+def test_presets_for_tiny_are_compared_with_one_of_their_kind(preset):
+    plain, changed = flat(compose_train("experiment=grpo")), flat(compose_train(f"experiment={preset}"))
+    different = {name: value for name, value in changed.items() if plain.get(name) != value}
+    assert different == {f"algo.{name}": value for name, value in PAPERS[preset].items()}
+
+
 def test_the_preset_has_the_last_word_before_the_command_line():
     assert compose_train("experiment=dr_grpo").algo.scale == "none"  # tuned for tiny: batch
     assert compose_train("experiment=dr_grpo", "algo.scale=batch").algo.scale == "batch"

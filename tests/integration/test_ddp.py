@@ -107,6 +107,7 @@ class TestTraining:
         for line, expected in zip(got, want, strict=True):
             advantage = expected.pop("advantage")
             assert line.pop("advantage") == pytest.approx(advantage, abs=1e-5)
+            assert line.pop("penalty") == pytest.approx(expected.pop("penalty"), abs=1e-6)
             assert line == expected
 
     def test_completions_in_single_precision(self, alone, together, algorithm):

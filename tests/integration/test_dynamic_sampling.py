@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from lightning import Callback, LightningDataModule
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
+from torch.utils.data import DataLoader, IterableDataset
 
 import tests.integration.conftest as world
 from lit_posttrain.rollout.side_stream import SideStream
@@ -134,3 +135,60 @@ class Plain(LightningDataModule):
 
     def train_dataloader(self):
         return self.loader
+
+
+def test_refills_have_random_numbers_of_their_own(run_online, monkeypatch):
+    """The same prompt again and again: no batch of the rollout repeats the completions of another."""
+    monkeypatch.setattr(world, "counts_even_words", lambda prompts, completions, **columns: [1.0] * len(completions))
+    same = [{"prompt": "w1 w2"}] * 12
+    module, _, _ = run_online(prompts=same, batch_size=12, max_refills=2, trainer={"max_steps": 1})
+    record = module.last_rollout
+    assert record.slots.unique().numel() == 36
+    texts = record.experience.texts
+    groups = [tuple(texts[first : first + 4]) for first in range(0, len(texts), 4)]
+    assert len(set(groups)) == 36
+
+
+class Interrupts(Callback):
+    """Fails at a micro-batch, when its rollout has been made."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == self.at:
+            raise RuntimeError("interrupted")
+
+
+def test_a_rollout_that_was_made_in_vain_gives_its_refills_back(run_online, hard_prompts, tmp_path):
+    settings = {"max_refills": 3, "num_minibatches": 2}
+    whole, _, _ = run_online(trainer={"max_steps": 6}, **settings)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        run_online(trainer={"max_steps": 6}, callbacks=[Interrupts(2), OnExceptionCheckpoint(tmp_path)], **settings)
+    (checkpoint,) = tmp_path.glob("*.ckpt")
+    resumed, _, _ = run_online(trainer={"max_steps": 6}, ckpt_path=checkpoint, **settings)
+    for name, tensor in whole.language_model.state_dict().items():
+        assert torch.equal(resumed.language_model.state_dict()[name], tensor), name
+
+
+def test_persistent_workers_are_refused(run_online, monkeypatch):
+    loader = DataLoader(PROMPTS, batch_size=4, collate_fn=list, num_workers=1, persistent_workers=True)
+    monkeypatch.setattr(world, "PromptDataModule", lambda prompts, batch_size: Plain(loader))
+    with pytest.raises(ValueError, match="use `persistent_workers=False`"):
+        run_online(max_refills=1)
+
+
+class Endless(IterableDataset):
+    """Prompts without a number of them."""
+
+    def __iter__(self):
+        yield from PROMPTS
+
+
+def test_a_stock_dataloader_over_a_stream(run_online, monkeypatch):
+    loader = DataLoader(Endless(), batch_size=4, collate_fn=list)
+    monkeypatch.setattr(world, "PromptDataModule", lambda prompts, batch_size: Plain(loader))
+    _, _, trainer = run_online(max_refills=1, trainer={"max_steps": 3})
+    assert trainer.global_step == 3
+    with pytest.raises(ValueError, match=r"prompts without a length need `trainer.max_steps`"):
+        run_online(trainer={"max_steps": -1, "max_epochs": 1})

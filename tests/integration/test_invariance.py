@@ -7,7 +7,7 @@ import torch
 from lightning import Callback
 
 import tests.integration.conftest as world
-from lit_posttrain import RLOO, ReinforcePlusPlus
+from lit_posttrain import GRPO, RLOO, ReinforcePlusPlus, Sampling
 from lit_posttrain.functional import group_advantages, overlong_penalty
 from tests.integration.conftest import PROMPTS
 
@@ -110,6 +110,18 @@ def test_kl_is_zero_at_the_start_and_the_reference_stays(run_online, make_model)
     assert not any(name.startswith("reference") for name in module.state_dict())
     changed = [not torch.equal(p, initial[name]) for name, p in module.language_model.named_parameters()]
     assert all(changed)
+
+
+@pytest.mark.parametrize("algorithm", [GRPO, RLOO])
+def test_kl_is_zero_at_the_start_at_any_temperature(run_online, algorithm):
+    """Sampling, old, new and reference log-probs all divide by it."""
+    sampling = Sampling(max_new_tokens=10, temperature=0.5)
+    settings = {"scale": "none"} if algorithm is GRPO else {}
+    module, recorder, _ = run_online(
+        algorithm=algorithm, kl_coef=0.1, sampling=sampling, trainer={"max_steps": 1}, **settings
+    )
+    assert recorder.logged[0]["policy/kl_ref"] == 0
+    assert (module.last_rollout.penalties == 0).all()
 
 
 def test_a_step_without_spread_leaves_the_weights_alone(run_online, make_model, monkeypatch):

@@ -230,7 +230,7 @@ def test_a_row_without_prompt_is_named(grpo, tmp_path):
         ({"clip_low": 1.0}, r"`clip_low` must be in \[0, 1\), got 1.0"),
         ({"clip_high": 1.5}, r"`clip_high` must be in \[0, 1\), got 1.5"),
         ({"dual_clip": 0.9}, "`dual_clip` must be > 1 or None, got 0.9"),
-        ({"kl_coef": -0.1}, "`kl_coef` must be >= 0, got -0.1"),
+        ({"kl_coef": -0.1}, "`kl_coef` must be finite and >= 0, got -0.1"),
         ({"num_epochs": 0}, "`num_epochs` must be >= 1, got 0"),
         ({"scale": "sdt"}, "`scale` must be one of group, batch, none, got `sdt`"),
         ({"aggregation": "mean"}, "`aggregation` must be one of token, seq-mean-token-mean"),

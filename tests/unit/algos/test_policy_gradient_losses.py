@@ -9,6 +9,7 @@ import torch
 from lit_posttrain import GRPO, RLOO, ReinforcePlusPlus, Sampling
 from lit_posttrain.algos.step_statistics import StepStatistics
 from lit_posttrain.batching import Rollout
+from lit_posttrain.functional import whiten
 from lit_posttrain.models.policy import TokenStatistics
 
 LOGPROBS = [[-1.0, -2.0, -0.7], [-0.5, -1.5, 0.0], [-2.2, 0.0, 0.0], [-0.3, -0.9, -1.1]]
@@ -94,13 +95,15 @@ def test_rloo_on_policy_is_reinforce(monkeypatch):
 def test_rloo_rewards_have_the_kl_of_the_whole_completion():
     module = RLOO("tiny", lambda completions: [0.0], kl_coef=0.3)
     expected = [-0.3 * sum(OLD[i][t] - REF[i][t] for t in range(n)) for i, n in enumerate(LENGTHS)]
-    assert module.penalties(rollout_of()).tolist() == pytest.approx(expected, abs=1e-12)
+    rollout = rollout_of()
+    rollout.ref_logprobs[~rollout.completion_mask] = 7.0  # padding counts for nothing
+    assert module.penalties(rollout).tolist() == pytest.approx(expected, abs=1e-12)
     assert module.advantages(torch.tensor([1.0, 0.0, 0.0, 0.0])).tolist() == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3])
 
 
 def test_reinforce_pp_advantages():
     module = ReinforcePlusPlus("tiny", lambda completions: [0.0], kl_coef=0.3)
-    module.sum_over_ranks = lambda tensor: tensor
+    module.sum_over_ranks = module.max_over_ranks = lambda tensor: tensor
     scores = [1.0, 0.0, math.nan, 0.5]
     advantages = module.token_advantages(torch.tensor(scores, dtype=torch.float64), rollout_of())
     returns = {}
@@ -115,6 +118,17 @@ def test_reinforce_pp_advantages():
         for t in range(3):
             expected = (returns[i, t] - mean) / std if (i, t) in returns else 0.0
             assert advantages[i, t].item() == pytest.approx(expected, abs=1e-12), (i, t)
+
+
+def test_equal_rewards_are_no_advantage_to_the_last_bit():
+    """A mean of equal numbers need not be that number, and a variance of 1e-15 would be blown up."""
+    module = ReinforcePlusPlus("tiny", lambda completions: [0.0], kl_coef=0.0)
+    module.sum_over_ranks = module.max_over_ranks = lambda tensor: tensor
+    rollout = rollout_of(dtype=torch.float32)
+    rollout.old_logprobs = rollout.ref_logprobs = None
+    for score in (0.7, 0.1, -1 / 3):
+        assert (module.token_advantages(torch.full((4,), score), rollout) == 0).all()
+    assert (whiten(torch.full((9,), 0.7), torch.ones(9, dtype=torch.bool)) == 0).all()
 
 
 def test_reinforce_pp_baseline():
@@ -173,7 +187,7 @@ def test_the_order_within_a_group_leaves_each_advantage(name):  # AT-32
         ({"clipping": "weight", "dual_clip": 3.0}, "leave it None"),
         ({"clip_high": 4.0}, r"`clip_high` must be in \[0, 1\)"),
         ({"overlong_fraction": 1.5}, r"`overlong_fraction` must be None or in \(0, 1\]"),
-        ({"overlong_fraction": 0.5, "overlong_factor": -1.0}, "`overlong_factor` must be >= 0"),
+        ({"overlong_fraction": 0.5, "overlong_factor": -1.0}, "`overlong_factor` must be finite and >= 0"),
         ({"max_refills": 256}, "`max_refills` must be from 0 to 255"),
         ({"max_refills": -1}, "`max_refills` must be from 0 to 255"),
     ],
@@ -191,7 +205,7 @@ def test_bad_settings_of_the_others():
     with pytest.raises(ValueError, match="`baseline` must be one of none, group"):
         ReinforcePlusPlus("tiny", lambda completions: [0.0], baseline="mean")
     for algorithm in (RLOO, ReinforcePlusPlus):
-        with pytest.raises(ValueError, match="`kl_coef` must be >= 0"):
+        with pytest.raises(ValueError, match="`kl_coef` must be finite and >= 0"):
             algorithm("tiny", lambda completions: [0.0], kl_coef=-0.1)
         with pytest.raises(ValueError, match=r"`clip_low` must be in \[0, 1\)"):
             algorithm("tiny", lambda completions: [0.0], clip_low=1.0)

@@ -41,6 +41,7 @@ def test_a_stock_logger_without_hydra(run_online, plain_wandb, tmp_path):  # noq
         "completion",
         "reward",
         "reward/counts_even_words",
+        "penalty",
         "advantage",
         "length",
         "truncated",
