@@ -46,7 +46,7 @@ main()
 def test_help_lists_groups_and_examples(command_line):
     status, printed, _ = command_line("--help")
     assert status == 0
-    assert "data: gridworld, gsm8k" in printed
+    assert "data: alpaca, gridworld, gridworld_preferences" in printed
     assert "trainer: cpu, ddp, debug, gpu" in printed
     assert [example for example in EXAMPLES if example not in printed] == []
 

@@ -20,6 +20,7 @@ COMMANDS = [
 ]
 # The set-up commands and pytest itself are what .ci/run does; make_tiny takes minutes; ddp has a test of its own.
 ELSEWHERE = {
+    "python -m lit_posttrain.app.inspect data=gridworld_sft",  # has tests of its own
     'pip install -e ".[dev]" && pytest',
     "python scripts/make_tiny.py",
     "python train.py trainer=ddp trainer.devices=2",
@@ -62,8 +63,14 @@ def arguments_of(command: str) -> list[str]:
     assert words[:2] == ["python", "train.py"], command
     given = dict(word.split("=", 1) for word in words[2:] if "=" in word and not word.startswith("-"))
     settings = dict(SHORT)
+    if given.get("algo") == "sft":
+        del settings["algo.group_size"]
+        if "data" not in given:
+            settings |= {"data.path.num_demonstrations": "8", "data.val_prompts.path.num_validation": "2"}
+            del settings["data.path.num_prompts"]
     if "data" in given:
-        del settings["data.path.num_prompts"], settings["data.path.num_validation"]
+        settings.pop("data.path.num_prompts")
+        settings.pop("data.path.num_validation")
     else:
         del settings["data.val_size"]
     if "ckpt_path" in given and "mode" not in given:
@@ -88,8 +95,8 @@ def test_command(world, command):
     run(world, command.removeprefix("pip install -e . && "))
 
 
-def test_the_command_with_a_model_from_the_cache(world):
-    (command,) = (c for c in COMMANDS if "model=gpt2" in c)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "model=gpt2" in c])
+def test_a_command_with_a_model_from_the_cache(world, command):
     process = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *arguments_of(command)],
         cwd=world,
