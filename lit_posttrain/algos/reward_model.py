@@ -1,5 +1,7 @@
 """Reward models: a score for every completion, learnt from which of two is preferred."""
 
+import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -218,16 +220,13 @@ class RewardModel(LanguageModelModule):
         loader, network = self.trainer.train_dataloader, self._loaded()
         if not isinstance(loader, StepLoader):
             return  # somebody else's: reading it again might not be for free, or not start at its beginning
+        steps = math.ceil(self.normalization_pairs / loader.plan.batch_size)
         totals = torch.zeros(3, dtype=torch.float64)
-        pairs_seen = 0.0
         with evaluation_mode(network), self.trainer.precision_plugin.forward_context():
-            for cpu_part in loader.plan.parts(0):
-                part = cpu_part.to(self.device)
-                scores = self._scores(part.batch)[part.batch.row_mask.repeat(2)].double().cpu()
+            for part in islice(loader.plan.parts(0), steps * loader.plan.micro_batches):
+                pairs = part.batch.to(self.device)
+                scores = self._scores(pairs)[pairs.row_mask.repeat(2)].double().cpu()
                 totals += torch.stack([torch.tensor(len(scores)).double(), scores.sum(), scores.square().sum()])
-                pairs_seen += cpu_part.normalizer.item() / loader.plan.micro_batches  # the same on all ranks
-                if pairs_seen > self.normalization_pairs - 0.5:
-                    break
         count, total, squares = self.sum_over_ranks(totals).cpu()
         mean = total / count
         network.score_mean.copy_(mean)

@@ -30,6 +30,7 @@ class RewardNetwork(nn.Module):
         ValueError: if it has another head.
     """
 
+    model: PreTrainedModel
     score_mean: Tensor
     score_scale: Tensor
 

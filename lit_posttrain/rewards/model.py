@@ -63,9 +63,11 @@ class LearnedReward:
         """
         if not completions:
             return []
+        from lit_posttrain.models.context import context_length
+
         network, encoder = self._load()
         rows = [encoder.encode(prompt, text)[0] for prompt, text in zip(prompts, completions, strict=True)]
-        self._check_lengths(rows, encoder)
+        self._check_lengths(rows, context_length(network.model))
         pad_id = network.model.config.get_text_config().pad_token_id or 0
         order = sorted(range(len(rows)), key=lambda index: rows[index].length)
         scores = [0.0] * len(rows)
@@ -94,12 +96,12 @@ class LearnedReward:
             self._encoder = Encoder(Pretrained(self.path).load_tokenizer())
         return self._network, self._encoder
 
-    def _check_lengths(self, rows: Sequence[EncodedRow], encoder: Encoder) -> None:
+    def _check_lengths(self, rows: Sequence[EncodedRow], context: int | None) -> None:
         longest = max(row.length for row in rows)
-        if encoder.limit is not None and longest > encoder.limit:
+        if context is not None and longest > context:
             raise ValueError(
                 f"a prompt with its completion has {longest} tokens, but the reward model `{self.path}` has positions "
-                f"for {encoder.limit}: shorten prompts, lower `sampling.max_new_tokens`, or take another reward model."
+                f"for {context}: shorten prompts, lower `sampling.max_new_tokens`, or take another reward model."
             )
 
 
