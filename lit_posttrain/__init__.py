@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_posttrain.algos.grpo import GRPO
     from lit_posttrain.algos.reinforce_pp import ReinforcePlusPlus
+    from lit_posttrain.algos.reward_model import RewardModel
     from lit_posttrain.algos.rloo import RLOO
     from lit_posttrain.algos.sft import SFT
     from lit_posttrain.data.instruct import InstructDataModule
@@ -27,6 +28,7 @@ __all__ = [
     "PromptDataModule",
     "ReinforcePlusPlus",
     "RewardFunctions",
+    "RewardModel",
     "Sampling",
     "__version__",
 ]
@@ -41,6 +43,7 @@ _HOME = {
     "ReinforcePlusPlus": "lit_posttrain.algos.reinforce_pp",
     "PromptDataModule": "lit_posttrain.data.prompts",
     "RewardFunctions": "lit_posttrain.rewards.protocol",
+    "RewardModel": "lit_posttrain.algos.reward_model",
     "Sampling": "lit_posttrain.rollout.sampling",
 }
 

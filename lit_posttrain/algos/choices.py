@@ -6,11 +6,13 @@ from lit_posttrain.functional import AdvantageScale, Aggregation, KLEstimator, K
 
 Ratio = Literal["token", "sequence"]
 Clipping = Literal["surrogate", "weight"]
+ScoreNormalization = Literal["none", "center", "standardize"]
 RewardBaseline = Literal["none", "group"]
 
 CHOICES: dict[str, Any] = {
     "ratio": Ratio,
     "clipping": Clipping,
+    "normalization": ScoreNormalization,
     "baseline": RewardBaseline,
     "scale": AdvantageScale,
     "aggregation": Aggregation,

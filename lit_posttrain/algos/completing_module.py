@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -148,19 +147,6 @@ class CompletingModule(PolicyModule):
         """The metrics of a validation that is over; collection begins anew."""
         assert self._validation is not None
         return self._validation.pop()
-
-    def on_validation_epoch_end(self) -> None:
-        """Report on the axis of optimiser steps; before training only where all prompts were covered."""
-        metrics = self.validation_metrics()
-        trainer = self.trainer
-        if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
-            return
-        alone = trainer.state.fn == TrainerFn.VALIDATING  # `trainer.validate` returns what goes to the loggers this way
-        self.log_dict(
-            metrics, logger=alone, batch_size=1, sync_dist=True
-        )  # equal on all ranks; Lightning warns without
-        if not alone:
-            self.log_now(metrics)
 
     def predict_step(self, rows: list[PromptRow], batch_idx: int) -> list[dict[str, Any]]:
         """One sampled completion of each prompt: its row with `completion`, `truncated` and perhaps `reward`."""

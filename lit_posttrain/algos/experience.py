@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_posttrain.batching import TokenBatch
 from lit_posttrain.data.chat import completion_as, encode_prompt
 from lit_posttrain.data.prompts import PromptDataModule
+from lit_posttrain.models.context import context_length
 from lit_posttrain.models.tokenizers import eos_token_ids, pad_token_id
 from lit_posttrain.rewards.protocol import RewardFunctions
 from lit_posttrain.rollout.sampler import sample_completions
@@ -64,11 +65,6 @@ class Experience:
         columns["completion_ids"] = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         columns["truncated"] = self.truncated.tolist()
         return functions([row["prompt"] for row in self.rows], self.completions, columns)
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Tokens that the model has positions for, None where it does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def collect(

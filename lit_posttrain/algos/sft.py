@@ -2,23 +2,20 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
-from transformers import PreTrainedTokenizerBase, get_cosine_schedule_with_warmup
+from transformers import PreTrainedTokenizerBase
 
 from lit_posttrain.algos.completing_module import CompletingModule
 from lit_posttrain.algos.experience import PromptRow
 from lit_posttrain.algos.policy_module import PolicySource
+from lit_posttrain.algos.supervised_defaults import supervised_adamw, warmup_cosine
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.batching import StepPart, SupervisedBatch
 from lit_posttrain.functional import aggregate
 from lit_posttrain.rollout.sampling import Sampling
-
-WARMUP = 0.03  # of all steps
 
 
 class SFT(CompletingModule):
@@ -86,16 +83,11 @@ class SFT(CompletingModule):
 
     def default_optimizer(self) -> MakeOptimizer:
         """AdamW with lr 2e-5, betas 0.9 and 0.95, no weight decay."""
-        return partial(torch.optim.AdamW, lr=2e-5, betas=(0.9, 0.95), weight_decay=0.0)
+        return supervised_adamw(2e-5)
 
     def default_scheduler(self) -> MakeScheduler:
         """Cosine to 0 over the steps of the Trainer, after a warm-up."""
-
-        def cosine(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-            steps = int(self.trainer.estimated_stepping_batches)
-            return get_cosine_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
-
-        return cosine
+        return warmup_cosine(self)
 
     def loss(self, batch: StepPart[SupervisedBatch]) -> Tensor:
         """This micro-batch's share of the optimiser step's loss: ()."""

@@ -70,6 +70,23 @@ class TrainingModule(L.LightningModule):
                 self.log(name, value, prog_bar=name in self.progress_bar, batch_size=1)
         return loss * self.loss_scale
 
+    def validation_metrics(self) -> dict[str, Tensor]:
+        """The metrics of a validation that is over, the same on all ranks; collection begins anew."""
+        return {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Report on the axis of optimiser steps; before training only where all of the data was covered."""
+        metrics = self.validation_metrics()
+        trainer = self.trainer
+        if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
+            return
+        alone = trainer.state.fn == TrainerFn.VALIDATING  # `trainer.validate` returns what goes to the loggers this way
+        self.log_dict(
+            metrics, logger=alone, batch_size=1, sync_dist=True
+        )  # equal on all ranks; Lightning warns without
+        if not alone:
+            self.log_now(metrics)
+
     def on_fit_start(self) -> None:
         """Begin to count; a run that resumes inside an epoch gets no `on_train_epoch_start`."""
         self._statistics = StepStatistics()

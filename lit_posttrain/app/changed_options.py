@@ -7,7 +7,8 @@ from omegaconf import DictConfig, OmegaConf
 
 # What may differ without anybody wondering: where and how long, and what only watches.
 FREE = ("ckpt_path", "run_dir", "names", "mode", "threads", "logger", "callbacks", "watch", "trainer.max_steps")
-REPEATED = ("algo.optimizer", "algo.scheduler", "algo.policy", "algo.rewards")  # each has a group of its own
+# Each has a group of its own.
+REPEATED = ("algo.optimizer", "algo.scheduler", "algo.policy", "algo.model", "algo.rewards")
 RESTORED = "optim."  # an optimiser is restored with its state, its numbers included
 
 

@@ -16,7 +16,7 @@ from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig
 
-from lit_posttrain.algos.policy_module import PolicyModule
+from lit_posttrain.algos.language_model_module import LanguageModelModule
 from lit_posttrain.app.changed_options import changed_options
 from lit_posttrain.app.checks import check_config
 from lit_posttrain.app.config_file import ConfigFile
@@ -45,8 +45,8 @@ def run(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    module: PolicyModule = instantiate(cfg.algo, _convert_="all")
-    module.check_policy()
+    module: LanguageModelModule = instantiate(cfg.algo, _convert_="all")
+    module.check_model()
     if cfg.ckpt_path is not None:
         module.check_checkpoint(read_checkpoint(cfg.ckpt_path))
         changed = changed_options(cfg.ckpt_path, cfg) if cfg.mode == "fit" else []
@@ -116,7 +116,7 @@ def read_checkpoint(ckpt_path: str) -> dict[str, Any]:
     return checkpoint
 
 
-def predict(trainer: Trainer, module: PolicyModule, datamodule: LightningDataModule, cfg: DictConfig) -> None:
+def predict(trainer: Trainer, module: LanguageModelModule, datamodule: LightningDataModule, cfg: DictConfig) -> None:
     """Complete the prompts and write `predictions.jsonl`, in the order of the prompts."""
     ranks: list[Any] = [
         trainer.predict(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True) or []
@@ -132,7 +132,9 @@ def predict(trainer: Trainer, module: PolicyModule, datamodule: LightningDataMod
         log.info("predictions: %s", path)
 
 
-def finish(cfg: DictConfig, trainer: Trainer, module: PolicyModule, history: MetricsHistory, *, wall_s: float) -> None:
+def finish(
+    cfg: DictConfig, trainer: Trainer, module: LanguageModelModule, history: MetricsHistory, *, wall_s: float
+) -> None:
     """Write `export/` with the last weights, `export_best/` with those best by the watched metric, `summary.json`."""
     folder = Path(cfg.run_dir)
     summary = describe_run(cfg, trainer, module, history, wall_s=wall_s)

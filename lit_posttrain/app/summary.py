@@ -10,7 +10,7 @@ import torch
 from lightning import Trainer
 from omegaconf import DictConfig
 
-from lit_posttrain.algos.policy_module import PolicyModule
+from lit_posttrain.algos.language_model_module import LanguageModelModule
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
 from lit_posttrain.models.fingerprint import weights_sha256
 
@@ -18,7 +18,7 @@ PACKAGES = ("lit-posttrain", "torch", "lightning", "transformers", "hydra-core")
 
 
 def describe_run(
-    cfg: DictConfig, trainer: Trainer, module: PolicyModule, history: MetricsHistory, *, wall_s: float
+    cfg: DictConfig, trainer: Trainer, module: LanguageModelModule, history: MetricsHistory, *, wall_s: float
 ) -> dict[str, Any]:
     """The content of `summary.json`; `metrics` has first, last and best of every metric of the run."""
     return {
@@ -37,7 +37,7 @@ def describe_run(
     }
 
 
-def _device(module: PolicyModule) -> str:
+def _device(module: LanguageModelModule) -> str:
     if module.language_model.device.type == "cuda":
         return torch.cuda.get_device_name(module.language_model.device)
     return f"{module.language_model.device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
@@ -53,7 +53,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _peak_memory_mb(module: PolicyModule) -> float:
+def _peak_memory_mb(module: LanguageModelModule) -> float:
     """Of the GPU where there is one, else of the process."""
     device = module.language_model.device
     if device.type == "cuda":

@@ -6,7 +6,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 # Of these less is better, of all others more; of the watched one its mode says.
-DESCENDING = ("loss", "perplexity", "kl", "grad_norm", "time/", "truncated", "zero_std", "clip_frac")
+DESCENDING = ("loss", "perplexity", "kl", "grad_norm", "time/", "truncated", "zero_std", "clip_frac", "calibration")
 
 
 class MetricsHistory(Callback):

@@ -32,6 +32,7 @@ from lit_posttrain.functional.policy_losses import (
     sequence_log_ratio,
 )
 from lit_posttrain.functional.preference_losses import dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss
+from lit_posttrain.functional.ranking import calibration_error, correlation, pair_accuracy
 from lit_posttrain.functional.reference_free_losses import odds_ratio_loss, simpo_loss
 from lit_posttrain.functional.reward_losses import bradley_terry_loss
 
@@ -46,8 +47,10 @@ __all__ = [
     "apo_down_loss",
     "apo_zero_loss",
     "bradley_terry_loss",
+    "calibration_error",
     "cispo_loss",
     "clipped_policy_loss",
+    "correlation",
     "dpo_loss",
     "group_advantages",
     "has_spread",
@@ -63,6 +66,7 @@ __all__ = [
     "normalizer",
     "odds_ratio_loss",
     "overlong_penalty",
+    "pair_accuracy",
     "pass_at_k",
     "reward_to_go",
     "robust_dpo_loss",

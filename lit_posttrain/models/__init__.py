@@ -1,4 +1,4 @@
-"""Policies, tokenizers and the frozen reference."""
+"""Policies, reward networks, tokenizers and the frozen reference."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,8 +7,9 @@ from lit_posttrain.models.loading import Pretrained
 if TYPE_CHECKING:
     from lit_posttrain.models.policy import Policy
     from lit_posttrain.models.reference import FrozenReference
+    from lit_posttrain.models.reward_network import RewardNetwork
 
-__all__ = ["FrozenReference", "Policy", "Pretrained"]
+__all__ = ["FrozenReference", "Policy", "Pretrained", "RewardNetwork"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from lit_posttrain.models.reference import FrozenReference
 
         return FrozenReference
+    if name == "RewardNetwork":
+        from lit_posttrain.models.reward_network import RewardNetwork
+
+        return RewardNetwork
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

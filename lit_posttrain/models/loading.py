@@ -106,6 +106,13 @@ class Pretrained:
                 f"`{self.path}` holds a {config.model_type} model, which is no causal language model; "
                 "a policy must write text. Check `model.path`."
             )
+        heads = config.architectures or []
+        if any(head.endswith("ForSequenceClassification") for head in heads):
+            raise ValueError(
+                f"`{self.path}` holds {', '.join(heads)}, a reward model or classifier, which writes no text. Give the "
+                "model that it was trained from; in online algorithms it can be the reward: "
+                f"`reward=model reward.path={self.path}`."
+            )
 
     def _folder(self, path: str) -> tuple[str, bool]:
         return (str(BUILT_IN[path]), True) if path in BUILT_IN else resolve_folder(path)

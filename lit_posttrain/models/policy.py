@@ -91,7 +91,7 @@ class Policy(nn.Module):
         wanted[0, 0] |= ~loss_mask.any()  # a fully masked batch still runs the head: every parameter gets a gradient
         rows, tokens = wanted.nonzero(as_tuple=True)
         predictors = prompt_mask.sum(1)[rows] - 1 + tokens  # in the row without its left padding
-        inputs = _without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
+        inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
         if self._head is None:
             hidden = self.model(**inputs).logits[rows, predictors]
         else:
@@ -131,7 +131,7 @@ class Policy(nn.Module):
         return logprobs, entropy, logits.argmax(-1) == token_ids, mean_logprobs
 
 
-def _without_left_padding(
+def without_left_padding(
     prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
 ) -> dict[str, Any]:
     """Move every row to the left, so that all padding is on its right.

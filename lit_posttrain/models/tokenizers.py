@@ -1,6 +1,10 @@
 """What a tokenizer must have, and which tokens end a completion."""
 
+import copy
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PAD_TOKEN = "<|pad|>"
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, *, vocab_size: int) -> None:
@@ -38,3 +42,16 @@ def eos_token_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) ->
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """An id to write where there is no token; masks come from lengths, so that it may be the EOS."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def with_own_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The tokenizer, or a copy with one token more where it has no pad token or uses the EOS as one.
+
+    transformers reads the score of a sequence at the last token that is not the pad id, so in the folder of a reward
+    model it must not be the EOS.
+    """
+    if tokenizer.pad_token_id not in (None, tokenizer.eos_token_id):
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+    return tokenizer

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "tasks": set(),
     "models": {"functional"},
     "data": {"batching", "tasks", "models"},
-    "rewards": {"tasks", "models", "batching"},
+    "rewards": {"tasks", "models", "batching", "data"},  # a learned reward reads text as its training did
     "rollout": {"functional", "batching", "models", "rewards"},
     "algos": ALL - {"app", "callbacks", "reports"},
     "callbacks": {"batching"},

@@ -13,7 +13,7 @@ from lit_posttrain.app.checks import check_config
 from tests.composing import CONF, choices, compose_train
 
 # What has no number, so that a YAML names it by an interpolation or not at all.
-OBJECTS = {"policy", "rewards", "tokenizer", "scores", "optimizer", "scheduler"}
+OBJECTS = {"policy", "model", "rewards", "tokenizer", "scores", "optimizer", "scheduler"}
 REQUIRED = {"path"}
 # The one thing that sets a model apart beside its path.
 DIFFERENT = {("model/tiny_random.yaml", "random_init"): True}

@@ -1,0 +1,244 @@
+"""Reward models: a score for every completion, learnt from which of two is preferred."""
+
+import math
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_posttrain.algos.choices import ScoreNormalization, check_choices
+from lit_posttrain.algos.experience import evaluation_mode
+from lit_posttrain.algos.language_model_module import LanguageModelModule, ModelSource
+from lit_posttrain.algos.supervised_defaults import supervised_adamw, warmup_cosine
+from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
+from lit_posttrain.batching import PreferenceBatch, StepPart
+from lit_posttrain.data.step_loader import StepLoader
+from lit_posttrain.functional import bradley_terry_loss, calibration_error, correlation, pair_accuracy
+from lit_posttrain.models.reward_network import RewardNetwork
+from lit_posttrain.models.tokenizers import with_own_pad_token
+
+
+class RewardModel(LanguageModelModule):
+    r"""A scalar head on a language model, trained on preference pairs by the model of Bradley and Terry.
+
+    The loss of a pair is :math:`-\log\sigma(r_c - r_r - \lambda m) + \eta (r_c + r_r)^2` with the scores :math:`r` of
+    the chosen and the rejected sequence, each read at its EOS, and the margin :math:`m` of the data where it has one.
+    It is the mean over the pairs of an optimiser step on all ranks, however the step is cut up. Both sequences of a
+    pair go through the model in one forward.
+
+    Preferences leave a constant of the scores open. With the last step, and at every validation in training, mean and
+    standard deviation of the scores of training sequences are measured and kept beside the weights: in checkpoints, in
+    the config.json of an export, and applied by the reward `lit_posttrain.rewards.model`. The export itself gives raw
+    scores to `AutoModelForSequenceClassification`.
+
+    Args:
+        model: the causal language model to start from: name or path, a `Pretrained`, a built model, or a function that
+            builds one.
+        tokenizer: needed with a built model that carries no name, otherwise found by the model's name. One without a
+            pad token of its own gets one.
+        centering: :math:`\eta`, weight of the term that draws scores to 0; 0.01 in arXiv:2312.09244.
+        margin_scale: :math:`\lambda`, units of score that a unit of the data's margin asks for; 0 leaves margins out.
+        normalization: what is kept of the scores of training sequences: "center" their mean, "standardize" their mean
+            and standard deviation, "none" nothing.
+        normalization_pairs: pairs that they are measured on, in whole optimiser steps.
+        optimizer: makes the optimiser; None = AdamW with lr 5e-6, betas 0.9 and 0.95, no weight decay.
+        scheduler: makes the schedule; None = cosine to 0 after a warm-up over 3 % of the steps.
+
+    Raises:
+        ValueError: if a number is out of its range, or `normalization` is unknown.
+    """
+
+    progress_bar = ("train/loss", "rewards/margin")
+
+    def __init__(
+        self,
+        model: ModelSource,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        centering: float = 0.0,
+        margin_scale: float = 1.0,
+        normalization: ScoreNormalization = "center",
+        normalization_pairs: int = 256,
+        optimizer: MakeOptimizer | None = None,
+        scheduler: MakeScheduler | None = None,
+    ) -> None:
+        super().__init__(model, argument="model", tokenizer=tokenizer, optimizer=optimizer, scheduler=scheduler)
+        check_choices(normalization=normalization)
+        for name, weight in (("centering", centering), ("margin_scale", margin_scale)):
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"`{name}` must be >= 0 and finite, got {weight}.")
+        if normalization_pairs < 1:
+            raise ValueError(
+                f"`normalization_pairs` must be >= 1, got {normalization_pairs}: pairs to measure scores on."
+            )
+        self.centering = centering
+        self.margin_scale = margin_scale
+        self.normalization = normalization
+        self.normalization_pairs = normalization_pairs
+        self.network: RewardNetwork | None = None
+        self._padding_tokenizer: PreTrainedTokenizerBase | None = None
+        self._validated: list[Tensor] = []
+        self.save_hyperparameters(ignore=["model", "tokenizer", "optimizer", "scheduler"])
+
+    def default_optimizer(self) -> MakeOptimizer:
+        """AdamW with lr 5e-6, betas 0.9 and 0.95, no weight decay."""
+        return supervised_adamw(5e-6)
+
+    def default_scheduler(self) -> MakeScheduler:
+        """Cosine to 0 over the steps of the Trainer, after a warm-up."""
+        return warmup_cosine(self)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """That of the model, with a pad token that is not the EOS."""
+        if self._padding_tokenizer is None:
+            self._padding_tokenizer = with_own_pad_token(self._own_tokenizer())
+        return self._padding_tokenizer
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The sequence classifier inside the network; there once `configure_model` has run."""
+        return self._loaded().model
+
+    def configure_model(self) -> None:
+        """Load the language model and put the head on it; Lightning calls this once for every fit or validate."""
+        if self.network is None:
+            self.network = RewardNetwork.from_causal_lm(
+                self.load_model(), pad_id=self.tokenizer.pad_token_id, vocab_size=len(self.tokenizer)
+            ).train()  # for gradient checkpointing
+
+    def loss(self, batch: StepPart[PreferenceBatch]) -> Tensor:
+        """This micro-batch's share of the optimiser step's loss: ()."""
+        pairs = _pairs(batch)
+        chosen, rejected = pairs.halves(self._scores(pairs))
+        losses = bradley_terry_loss(
+            chosen, rejected, margin=self.margin_scale * pairs.margins, centering=self.centering
+        ).masked_fill(~pairs.row_mask, 0)
+        loss = losses.sum() / batch.normalizer
+        self._statistics.add("loss", loss)
+        self._statistics.add("pairs", pairs.row_mask)
+        self._statistics.add("chosen", chosen, pairs.row_mask)
+        self._statistics.add("rejected", rejected, pairs.row_mask)
+        return loss
+
+    def step_metrics(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss, and the mean raw scores of the step's pairs."""
+        chosen, rejected = (totals[name] / totals["pairs"].clamp(min=1) for name in ("chosen", "rejected"))
+        return {
+            "train/loss": totals["loss"],
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/margin": chosen - rejected,
+        }
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score pairs; prompts to complete, which the data may have for others, are passed over."""
+        if isinstance(batch, list):
+            return
+        pairs = _pairs(batch)
+        lengths = pairs.sequences.completion_mask.sum(1)
+        columns = [*pairs.halves(self._scores(pairs)), pairs.margins, *pairs.halves(lengths)]
+        self._validated.append(torch.stack([column.double().cpu() for column in columns])[:, pairs.row_mask.cpu()])
+
+    def validation_metrics(self) -> dict[str, Tensor]:
+        """Of all pairs of the set, on all ranks, by their raw scores."""
+        validated, self._validated = self._validated, []
+        ranks = self.gather_over_ranks(torch.cat(validated, dim=1) if validated else torch.zeros(5, 0).double())
+        chosen, rejected, margins, *lengths = torch.cat(ranks, dim=1)
+        if len(chosen) == 0:
+            return {}
+        losses = bradley_terry_loss(chosen, rejected, margin=self.margin_scale * margins, centering=self.centering)
+        metrics = {
+            "val/loss": losses.mean(),
+            "val/accuracy": pair_accuracy(chosen, rejected),
+            "val/margin": (chosen - rejected).mean(),
+            "val/calibration_error": calibration_error(chosen, rejected),
+            "val/length_correlation": correlation(torch.cat([chosen, rejected]), torch.cat(lengths)),
+        }
+        return {name: value.float().to(self.device) for name, value in metrics.items()}
+
+    def on_validation_epoch_end(self) -> None:
+        """Measure the scores too, so that the checkpoint that a validation leads to can be exported."""
+        super().on_validation_epoch_end()
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self._measure_scores()
+
+    def on_train_end(self) -> None:
+        """Measure the scores of the weights that training ends with."""
+        self._measure_scores()
+
+    def predict_step(self, batch: StepPart[PreferenceBatch], batch_idx: int) -> list[dict[str, Any]]:
+        """The pairs of a batch as text, with their normalised scores."""
+        pairs, network = _pairs(batch), self._loaded()
+        scores = pairs.halves(network.normalized(self._scores(pairs)))
+        rows = []
+        for index in pairs.row_mask.nonzero().flatten().tolist():
+            row: dict[str, Any] = {}
+            for side, name in enumerate(("chosen", "rejected")):
+                place = index + side * len(pairs)
+                row["prompt"] = self._text(pairs.sequences.prompt_ids[place], pairs.sequences.prompt_mask[place])
+                row[name] = self._text(pairs.sequences.completion_ids[place], pairs.sequences.completion_mask[place])
+                row[f"{name}_score"] = scores[side][index].item()
+            rows.append(row)
+        return rows
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model and tokenizer as a folder that `AutoModelForSequenceClassification` loads.
+
+        It gives raw scores of right-padded sequences that end with the EOS. To normalise them subtract `score_mean` of
+        its config.json and divide by `score_scale`.
+        """
+        self._loaded().save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _loaded(self) -> RewardNetwork:
+        if self.network is None:
+            raise RuntimeError("the model is not loaded yet: `configure_model` builds it when the Trainer starts.")
+        return self.network
+
+    def _scores(self, pairs: PreferenceBatch) -> Tensor:
+        """Raw scores of the chosen sequences and then of the rejected ones: (2B,)."""
+        sequences = pairs.sequences
+        return self._loaded()(
+            prompt_ids=sequences.prompt_ids,
+            prompt_mask=sequences.prompt_mask,
+            completion_ids=sequences.completion_ids,
+            completion_mask=sequences.completion_mask,
+        )
+
+    def _text(self, ids: Tensor, mask: Tensor) -> str:
+        return self.tokenizer.decode(ids[mask], skip_special_tokens=True)
+
+    def _measure_scores(self) -> None:
+        """Take mean and standard deviation of the scores of training sequences, the same ones at every call."""
+        if self.normalization == "none":
+            return
+        loader, network = self.trainer.train_dataloader, self._loaded()
+        if not isinstance(loader, StepLoader):
+            return  # somebody else's: reading it again might not be for free, or not start at its beginning
+        steps = math.ceil(self.normalization_pairs / loader.plan.batch_size)
+        totals = torch.zeros(3, dtype=torch.float64)
+        with evaluation_mode(network), self.trainer.precision_plugin.forward_context():
+            for part in islice(loader.plan.parts(0), steps * loader.plan.micro_batches):
+                pairs = part.batch.to(self.device)
+                scores = self._scores(pairs)[pairs.row_mask.repeat(2)].double().cpu()
+                totals += torch.stack([torch.tensor(len(scores)).double(), scores.sum(), scores.square().sum()])
+        count, total, squares = self.sum_over_ranks(totals).cpu()
+        mean = total / count
+        network.score_mean.copy_(mean)
+        if self.normalization == "standardize":
+            network.score_scale.copy_((squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=1e-6))
+
+
+def _pairs(batch: Any) -> PreferenceBatch:
+    if not isinstance(batch, StepPart) or not isinstance(batch.batch, PreferenceBatch):
+        held = type(batch.batch if isinstance(batch, StepPart) else batch).__name__
+        raise TypeError(
+            f"a reward model learns from pairs of completions, got a {held}: give preferences with the columns "
+            "`chosen` and `rejected` (`data=preferences`, `PreferenceDataModule`)."
+        )
+    return batch.batch

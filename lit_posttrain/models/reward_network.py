@@ -1,0 +1,160 @@
+"""A causal language model with a scalar head: one score for each sequence."""
+
+import copy
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from lit_posttrain.models.hub import resolve_folder
+from lit_posttrain.models.policy import disable_dropout, without_left_padding
+
+
+class RewardNetwork(nn.Module):
+    """Wraps a `transformers` sequence classifier of one label so that its forward gives scores of completions.
+
+    The score is read at the last token of a sequence, which its length tells and no search for a pad id: a pad token
+    that is the EOS, and padding on either side, change nothing. Head and score are in float32 at least, under autocast
+    too. Dropout is switched off: two scores of one sequence are equal.
+
+    Preferences leave a constant of the scores open. `score_mean` and `score_scale` are buffers, 0 and 1 until somebody
+    has measured them; `normalized` applies them, `forward` gives raw scores.
+
+    Args:
+        model: a sequence classifier whose head is a linear layer `score` without a bias.
+
+    Raises:
+        ValueError: if it has another head.
+    """
+
+    model: PreTrainedModel
+    score_mean: Tensor
+    score_scale: Tensor
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        head = getattr(model, "score", None)
+        if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
+            raise ValueError(
+                f"a reward model must have a linear head `score` with one label and no bias, {type(model).__name__} "
+                f"has {head}: take a model made by `algo=reward_model`."
+            )
+        self.model = model
+        disable_dropout(model)
+        head.to(torch.promote_types(head.weight.dtype, torch.float32))
+        for name, default in (("score_mean", 0.0), ("score_scale", 1.0)):
+            value = float(getattr(model.config, name, default))
+            self.register_buffer(name, torch.tensor(value))
+
+    @classmethod
+    def from_causal_lm(cls, model: PreTrainedModel, *, pad_id: int, vocab_size: int) -> Self:
+        """Put a new head on the trunk of a causal language model: normal with variance 1 / (width + 1).
+
+        Args:
+            model: its trunk is taken, not copied.
+            pad_id: told to whoever loads the export; its scores are read at the last token that is another one.
+            vocab_size: tokens of the tokenizer. Where the model has fewer embeddings they get rows of zeros.
+
+        Raises:
+            ValueError: if transformers has no sequence classifier of the architecture, or one of another build.
+        """
+        config = copy.deepcopy(model.config)
+        config.num_labels = 1
+        trunk = model.base_model
+        try:
+            with torch.device("meta"):  # its weights are replaced
+                classifier = AutoModelForSequenceClassification.from_config(config)
+        except ValueError as error:
+            raise ValueError(
+                f"transformers has no sequence classifier of {type(model).__name__}, so that its reward model could "
+                "not be exported: take another model."
+            ) from error
+        head = getattr(classifier, "score", None)
+        same = type(classifier.base_model) is type(trunk) and classifier.base_model is not classifier
+        if not (isinstance(head, nn.Linear) and head.bias is None and same):
+            raise ValueError(
+                f"{type(classifier).__name__} is not the trunk of {type(model).__name__} with a linear head `score`, "
+                "so that its reward model could not be exported: take another model."
+            )
+        setattr(classifier, classifier.base_model_prefix, trunk)
+        width, weight = head.in_features, model.get_input_embeddings().weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        classifier.score = nn.Linear(width, 1, bias=False, device=weight.device, dtype=dtype)
+        nn.init.normal_(classifier.score.weight, std=(width + 1) ** -0.5)
+        if (rows := weight.shape[0]) < vocab_size:
+            classifier.resize_token_embeddings(vocab_size, mean_resizing=False)
+            with torch.no_grad():
+                classifier.get_input_embeddings().weight[rows:] = 0.0
+        for told in (classifier.config, classifier.config.get_text_config()):
+            told.pad_token_id = pad_id
+        return cls(classifier.eval())
+
+    @classmethod
+    def load(cls, path: str, *, dtype: torch.dtype = torch.float32) -> Self:
+        """An exported reward model, or any sequence classifier of one label.
+
+        Args:
+            path: a folder, or the name of a repository on the Hub.
+            dtype: of the weights.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
+            ValueError: if it is no reward model.
+        """
+        folder, local = resolve_folder(path)
+        check_reward_model(path)
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, local_files_only=local)
+        return cls(model.eval())
+
+    def forward(
+        self, *, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+    ) -> Tensor:
+        """Raw scores of the sequences, (B,).
+
+        Args:
+            prompt_ids: (B, P), left-padded.
+            prompt_mask: (B, P).
+            completion_ids: (B, C), right-padded.
+            completion_mask: (B, C), the EOS included.
+        """
+        inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
+        last = (prompt_mask.sum(1) + completion_mask.sum(1) - 1).clamp(min=0)
+        hidden = self.model.base_model(**inputs)[0][torch.arange(len(last), device=last.device), last]
+        weight = self.model.score.weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return functional.linear(hidden.to(dtype), weight.to(dtype)).squeeze(-1)
+
+    def normalized(self, scores: Tensor) -> Tensor:
+        """Scores on the scale that was measured: (B,) to (B,)."""
+        return (scores - self.score_mean.to(scores.dtype)) / self.score_scale.to(scores.dtype)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write a folder that `AutoModelForSequenceClassification` loads, and gives raw scores; see `normalized`.
+
+        Its config.json has `score_mean` and `score_scale`.
+        """
+        self.model.config.score_mean = self.score_mean.item()
+        self.model.config.score_scale = self.score_scale.item()
+        self.model.save_pretrained(folder)
+
+
+def check_reward_model(path: str) -> None:
+    """Find out without loading weights whether a folder holds a reward model.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
+        ValueError: if it is none.
+    """
+    folder, local = resolve_folder(path)
+    config = AutoConfig.from_pretrained(folder, local_files_only=local)
+    built = ", ".join(config.architectures or ["an unknown model"])
+    if "ForSequenceClassification" not in built or config.num_labels != 1:
+        labels = f" of {config.num_labels} labels" if "ForSequenceClassification" in built else ""
+        raise ValueError(
+            f"`{path}` holds {built}{labels}, which is no reward model: that is a sequence classifier of one label. "
+            "Give the export/ folder of a run of `algo=reward_model`."
+        )
