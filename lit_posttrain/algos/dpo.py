@@ -36,15 +36,15 @@ class DPO(SupervisedModule):
     - `kto`: of unpaired completions that are desirable or not.
 
     Their formulas stand in `lit_posttrain.functional`. A loss is a mean over all pairs (or unpaired rows) of the
-    optimiser step on all ranks, however it is cut up. The chosen and the rejected completions go through the model in one
+    optimiser step on all ranks, however it is cut up. Chosen and rejected completions go through the model in one
     forward. The reference is the policy as it is in the beginning.
 
-    KTO's reference point, the mean log-ratio of mismatched completions, is that of the whole optimiser step on all ranks:
-    it is measured without a gradient when the step begins, before any of its gradients. Prompts are mismatched with the
-    completion of the next row of the step.
+    KTO's reference point, the mean log-ratio of mismatched completions, is that of the whole optimiser step on all
+    ranks: it is measured without a gradient when the step begins. A prompt is mismatched with the completion of the
+    next row of the step; in validation, of the batch.
 
-    Watch `policy/chosen_logprob`: most of these losses see a difference alone, and fall too where the chosen completions
-    become less likely and the rejected ones even less.
+    Watch `policy/chosen_logprob`: most of these losses see a difference alone, and fall too where the chosen
+    completions become less likely and the rejected ones even less.
 
     Args:
         policy: name or path of a model, a `Pretrained`, a built model, or a function that builds one.
@@ -52,7 +52,8 @@ class DPO(SupervisedModule):
         tokenizer: needed with a built model that carries no name, otherwise found by the policy's name.
         scores: validation metrics of completions by name; None = those that the DataModule brings.
         beta: :math:`\beta`, reward per nat; of `orpo` the weight of the odds ratio.
-        label_smoothing: of `sigmoid` (cDPO) and `robust`: the share of pairs whose label is taken to be wrong, in [0, 0.5).
+        label_smoothing: of `sigmoid` (cDPO) and `robust`: the share of pairs whose label is taken to be wrong, in
+            [0, 0.5).
         margin: of `simpo`: :math:`\gamma`, by how much the reward of the chosen one should lead.
         desirable_weight: of `kto`.
         undesirable_weight: of `kto`.
@@ -185,8 +186,8 @@ class DPO(SupervisedModule):
         if self.precompute_reference and self.objective.needs_reference:
             if "reference_logprobs" not in checkpoint:
                 raise ValueError(
-                    "the checkpoint has no log-probs of the reference: its run had `precompute_reference=False`. Resume "
-                    "with the same setting."
+                    "the checkpoint has no log-probs of the reference: its run had `precompute_reference=False`. "
+                    "Resume with the same setting."
                 )
             self._table.load_state_dict(checkpoint["reference_logprobs"])
 

@@ -1,8 +1,9 @@
 """What DPO can descend: losses of preferences by name, each with what it needs to be computed."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -37,70 +38,23 @@ class Sides:
     rejected_mask: Tensor
 
 
-class PreferenceObjective(Protocol):
-    """A loss of preferences.
+@dataclass(frozen=True)
+class PreferenceObjective(ABC):
+    """A loss of preferences, and what it needs.
+
+    Its values are log-ratios to the reference, or log-probs where there is none: sums over tokens, or means of them.
+
+    Args:
+        function: the loss of each row, (B,), of the values; the subclasses say how it is called.
+        numbers: the names of the numbers that it takes beside `beta`.
+        needs_reference: whether the values are log-ratios.
+        length_normalised: whether they are means per token unless told otherwise.
+        takes_sums: whether it can do with sums.
 
     Attributes:
         batch_kind: the batches that it takes.
-        rows: what such a batch is made of, for an error.
-        numbers: the names of the numbers that it asks for beside `beta`.
-        needs_reference: whether it looks at log-ratios to the reference, not at log-probs.
-        length_normalised: whether it takes means per token unless told otherwise.
-        takes_sums: whether it can do with sums over tokens.
+        rows: what these are made of, for an error.
         uses_mismatches: whether it has a reference point, estimated with mismatched completions.
-    """
-
-    batch_kind: ClassVar[type[TwinBatch]]
-    rows: ClassVar[str]
-    uses_mismatches: ClassVar[bool]
-
-    @property
-    def numbers(self) -> tuple[str, ...]:
-        """See the class."""
-
-    @property
-    def needs_reference(self) -> bool:
-        """See the class."""
-
-    @property
-    def length_normalised(self) -> bool:
-        """See the class."""
-
-    @property
-    def takes_sums(self) -> bool:
-        """See the class."""
-
-    def sequences(self, batch: TwinBatch) -> SupervisedBatch:
-        """What goes through the model: (S, ...)."""
-
-    def losses(self, batch: TwinBatch, values: Tensor, kl: Tensor, numbers: Mapping[str, float]) -> Tensor:
-        """The loss of each row: (B,).
-
-        Args:
-            batch: B rows.
-            values: log-ratios to the reference, or log-probs where there is none, of the sequences, (S,), nats.
-            kl: the mean log-ratio of mismatched completions, (); 0 for what does not use it.
-            numbers: `beta` and what `numbers` names.
-        """
-
-    def sides(self, batch: TwinBatch, values: Tensor) -> Sides:
-        """The values of the sequences, (S,), by which side they are on."""
-
-    def correct(self, batch: TwinBatch, values: Tensor, kl: Tensor) -> Tensor:
-        """Which rows are told rightly, (B,) bool; arguments as in `losses`."""
-
-
-@dataclass(frozen=True)
-class PairObjective:
-    """A loss of pairs.
-
-    Args:
-        function: of the values of the chosen and of the rejected completions, (B,) each, with `beta=` and the numbers
-            by name, to (B,).
-        numbers: see `PreferenceObjective`.
-        needs_reference: see `PreferenceObjective`.
-        length_normalised: see `PreferenceObjective`.
-        takes_sums: see `PreferenceObjective`.
     """
 
     function: Callable[..., Tensor]
@@ -108,9 +62,40 @@ class PairObjective:
     needs_reference: bool = True
     length_normalised: bool = False
     takes_sums: bool = True
-    batch_kind: ClassVar[type[TwinBatch]] = PreferenceBatch
-    rows: ClassVar[str] = "pairs (`chosen` and `rejected`)"
-    uses_mismatches: ClassVar[bool] = False
+    batch_kind: ClassVar[Any]
+    rows: ClassVar[str]
+    uses_mismatches: ClassVar[bool]
+
+    @abstractmethod
+    def sequences(self, batch: TwinBatch) -> SupervisedBatch:
+        """What goes through the model with a gradient: (S, ...)."""
+
+    @abstractmethod
+    def losses(self, batch: TwinBatch, values: Tensor, kl: Tensor, numbers: Mapping[str, float]) -> Tensor:
+        """The loss of each row: (B,).
+
+        Args:
+            batch: B rows.
+            values: of the sequences, (S,), nats.
+            kl: the mean value of mismatched completions, (); 0 where there is no reference point.
+            numbers: `beta` and what `numbers` names.
+        """
+
+    @abstractmethod
+    def sides(self, batch: TwinBatch, values: Tensor) -> Sides:
+        """The values of the sequences, (S,), by which side they are on."""
+
+    @abstractmethod
+    def correct(self, batch: TwinBatch, values: Tensor, kl: Tensor) -> Tensor:
+        """Which rows are told rightly, (B,) bool; arguments as in `losses`."""
+
+
+class PairObjective(PreferenceObjective):
+    """A loss of pairs: `function(chosen, rejected, beta=..., <numbers>)`, (B,) each."""
+
+    batch_kind = PreferenceBatch
+    rows = "pairs (`chosen` and `rejected`)"
+    uses_mismatches = False
 
     def sequences(self, batch: TwinBatch) -> SupervisedBatch:
         """The chosen and the rejected ones together."""
@@ -131,24 +116,15 @@ class PairObjective:
         return chosen > rejected
 
 
-@dataclass(frozen=True)
-class JudgedObjective:
+class JudgedObjective(PreferenceObjective):
     """A loss of completions that are desirable or not, against a reference point that the whole step shares.
 
-    Args:
-        function: of the values, (B,), which of them are desirable, (B,), and the reference point, (), with `beta=` and
-            the numbers by name, to (B,).
-        numbers: see `PreferenceObjective`.
+    `function(values, desirable, kl, beta=..., <numbers>)`, the first two (B,), `kl` ().
     """
 
-    function: Callable[..., Tensor]
-    numbers: tuple[str, ...] = ()
-    needs_reference: ClassVar[bool] = True
-    length_normalised: ClassVar[bool] = False
-    takes_sums: ClassVar[bool] = True
-    batch_kind: ClassVar[type[TwinBatch]] = UnpairedBatch
-    rows: ClassVar[str] = "unpaired rows (`completion` and `label`)"
-    uses_mismatches: ClassVar[bool] = True
+    batch_kind = UnpairedBatch
+    rows = "unpaired rows (`completion` and `label`)"
+    uses_mismatches = True
 
     def sequences(self, batch: TwinBatch) -> SupervisedBatch:
         """The judged completions; the mismatched ones have no gradient and are looked at once a step."""
@@ -209,7 +185,7 @@ OBJECTIVES: dict[str, PreferenceObjective] = {
 }
 
 
-def find_objective(loss: "str | PreferenceObjective") -> PreferenceObjective:
+def find_objective(loss: str | PreferenceObjective) -> PreferenceObjective:
     """The objective of that name; one that is no name is taken as it is.
 
     Raises:
@@ -218,9 +194,8 @@ def find_objective(loss: "str | PreferenceObjective") -> PreferenceObjective:
     if not isinstance(loss, str):
         return loss
     if loss not in OBJECTIVES:
-        raise ValueError(
-            f"`loss` must be one of {', '.join(OBJECTIVES)}, got `{loss}`.{did_you_mean(loss, OBJECTIVES)}"
-        )
+        hint = did_you_mean(loss, OBJECTIVES)
+        raise ValueError(f"`loss` must be one of {', '.join(OBJECTIVES)}, got `{loss}`.{hint}")
     return OBJECTIVES[loss]
 
 

@@ -47,6 +47,7 @@ class ReferenceTable:
             if sums is None:
                 sums = both.new_zeros(plan.num_rows, 2)
             real = moved.batch.row_mask
+            assert moved.numbers is not None
             sums[moved.numbers[real]] = both[real]
         assert sums is not None
         self._sums[split] = sum_over_ranks(sums)  # a row is one rank's, and 0 elsewhere

@@ -255,7 +255,7 @@ class SupervisedDataModule(LightningDataModule):
             self._loader_state = state_dict["loader"]
 
     def every_row(self, split: str) -> StepPlan:
-        """Every row of "train" or "validation" once; where no source is weighted, in the first epoch's micro-batches."""
+        """Every row of "train" or "validation" once; without `weights`, in the first epoch's micro-batches."""
         if split == "validation":
             return self._plan(split, batch_size=self.val_batch_size, shuffle=False)
         trainer: Any = self.trainer
