@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_posttrain.algos.dpo import DPO
     from lit_posttrain.algos.grpo import GRPO
     from lit_posttrain.algos.reinforce_pp import ReinforcePlusPlus
     from lit_posttrain.algos.reward_model import RewardModel
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DPO",
     "GRPO",
     "RLOO",
     "SFT",
@@ -34,6 +36,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "DPO": "lit_posttrain.algos.dpo",
     "GRPO": "lit_posttrain.algos.grpo",
     "InstructDataModule": "lit_posttrain.data.instruct",
     "PreferenceDataModule": "lit_posttrain.data.preferences",

@@ -8,17 +8,16 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase
 
-from lit_posttrain.algos.completing_module import CompletingModule
-from lit_posttrain.algos.experience import PromptRow
 from lit_posttrain.algos.policy_module import PolicySource
 from lit_posttrain.algos.supervised_defaults import supervised_adamw, warmup_cosine
+from lit_posttrain.algos.supervised_module import SupervisedModule
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.batching import StepPart, SupervisedBatch
 from lit_posttrain.functional import aggregate
 from lit_posttrain.rollout.sampling import Sampling
 
 
-class SFT(CompletingModule):
+class SFT(SupervisedModule):
     r"""Supervised fine-tuning: the mean negative log-likelihood of the supervised tokens of an optimiser step.
 
     Which tokens are supervised is the data's to say (`InstructDataModule`: completions, their EOS included). With label
@@ -45,8 +44,6 @@ class SFT(CompletingModule):
         ValueError: if a number is out of its range.
     """
 
-    progress_bar = ("train/loss",)
-
     def __init__(
         self,
         policy: PolicySource,
@@ -63,7 +60,6 @@ class SFT(CompletingModule):
     ) -> None:
         super().__init__(
             policy,
-            None,
             tokenizer=tokenizer,
             scores=scores,
             sampling=sampling,
@@ -80,6 +76,16 @@ class SFT(CompletingModule):
         self._val_accuracy = MeanMetric()
         self.save_hyperparameters(ignore=["policy", "tokenizer", "scores", "optimizer", "scheduler", "sampling"])
         self.save_hyperparameters({"sampling": asdict(self.sampling)})
+
+    @property
+    def batch_kind(self) -> type[SupervisedBatch]:
+        """Demonstrations."""
+        return SupervisedBatch
+
+    @property
+    def rows_needed(self) -> str:
+        """What they are made of."""
+        return "supervised fine-tuning learns from demonstrations (`prompt` and `completion`, or text)"
 
     def default_optimizer(self) -> MakeOptimizer:
         """AdamW with lr 2e-5, betas 0.9 and 0.95, no weight decay."""
@@ -107,22 +113,17 @@ class SFT(CompletingModule):
         """The loss, and the mean entropy over the step's tokens."""
         return {"train/loss": totals["loss"], "policy/entropy": totals["entropy"] / totals["tokens"].clamp(min=1)}
 
-    def validation_step(
-        self, batch: StepPart[SupervisedBatch] | list[PromptRow], batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Likelihood of demonstrations, or completions of prompts: what the dataloader gives."""
-        if not isinstance(batch, StepPart):
-            super().validation_step(batch, batch_idx)
-            return
+    def validate_rows(self, part: StepPart[SupervisedBatch]) -> None:
+        """Likelihood of demonstrations."""
         assert self.policy is not None
-        mask = batch.batch.loss_mask
-        statistics = self.policy(**batch.batch.model_inputs(), supervised=True)
+        mask = part.batch.loss_mask
+        statistics = self.policy(**part.batch.model_inputs(), supervised=True)
         self._val_loss.update(-statistics.logprobs[mask])
         self._val_accuracy.update(statistics.hits[mask].float())
 
-    def validation_metrics(self) -> dict[str, Tensor]:
-        """Means over the supervised tokens of the whole set, and the scores of completions where there are prompts."""
-        metrics = super().validation_metrics() if self._scores is not None else {}
+    def row_metrics(self) -> dict[str, Tensor]:
+        """Means over the supervised tokens of the whole set."""
+        metrics = {}
         if self._val_loss.update_called:
             metrics["val/loss"] = self._val_loss.compute()
             metrics["val/perplexity"] = metrics["val/loss"].exp()

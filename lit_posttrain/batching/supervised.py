@@ -184,6 +184,11 @@ class TwinBatch:
         first, second = values.split(len(self))
         return first, second
 
+    def half(self, second: bool) -> SupervisedBatch:
+        """The first or the second sequences of all rows, (B, ...)."""
+        start = len(self) if second else 0
+        return self.sequences.select(torch.arange(start, start + len(self), device=self.row_mask.device))
+
 
 class PreferenceBatch(TwinBatch):
     """B pairs: first the B chosen sequences, then the B rejected ones.
@@ -257,15 +262,24 @@ class StepPart(Generic[B]):
         batch: its rows; at least one, which may count for nothing.
         normalizer: the denominator of the whole step's loss, over all its micro-batches and ranks, (): supervised
             tokens of demonstrations, else pairs or judged rows.
+        numbers: which rows of the data they are, (B,) int64, -1 for one that counts for nothing; None where not known.
+        whole_step: with the first micro-batch of a step whose loss has a statistic of the whole step in it, all
+            micro-batches of this rank, else none.
     """
 
-    def __init__(self, batch: B, normalizer: Tensor) -> None:
+    def __init__(
+        self, batch: B, normalizer: Tensor, numbers: Tensor | None = None, whole_step: Sequence[B] = ()
+    ) -> None:
         self.batch = batch
         self.normalizer = normalizer
+        self.numbers = numbers
+        self.whole_step = whole_step
 
     def __len__(self) -> int:
         return len(self.batch)
 
     def to(self, device: torch.device | str) -> StepPart[B]:
         """A copy on `device`; dtypes stay."""
-        return StepPart(self.batch.to(device), self.normalizer.to(device))
+        numbers = None if self.numbers is None else self.numbers.to(device)
+        whole_step = [batch.to(device) for batch in self.whole_step]
+        return StepPart(self.batch.to(device), self.normalizer.to(device), numbers, whole_step)

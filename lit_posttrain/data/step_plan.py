@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ class StepPlan:
         weights: how often the rows of each source come in an epoch; None = once.
         shuffle: whether each epoch has an order of its own.
         seed: of these orders.
-        complete: given all rows of a step, what is to stand in their place.
+        complete: given all rows of a step, what is to stand in their place; the first micro-batch of a step then brings
+            all of this rank's along.
         rank: which share, from 0 to `world_size` - 1.
         world_size: into how many shares a step is dealt.
 
@@ -70,6 +72,11 @@ class StepPlan:
         self.world_size = world_size
 
     @property
+    def num_rows(self) -> int:
+        """Rows of all sources, each once."""
+        return len(self.examples)
+
+    @property
     def num_steps(self) -> int:
         """Optimiser steps in an epoch, the same on all ranks."""
         return math.ceil(sum(epoch_counts(self.sizes, self.weights)) / self.batch_size)
@@ -79,11 +86,20 @@ class StepPlan:
         order = epoch_rows(self.sizes, self.weights, shuffle=self.shuffle, seed=self.seed, epoch=epoch)
         step, part = divmod(start, self.micro_batches)
         for first in range(step * self.batch_size, len(order), self.batch_size):
-            rows: Sequence[Any] = [self.examples[index] for index in order[first : first + self.batch_size]]
+            numbers = order[first : first + self.batch_size]
+            rows: Sequence[Any] = [self.examples[index] for index in numbers]
             rows = rows if self.complete is None else self.complete(rows)
             normalizer = torch.tensor(float(max(1, sum(row.num_terms for row in rows))))
-            own = sorted(rows, key=lambda row: row.length)[self.rank :: self.world_size]
+            by_length = sorted(range(len(rows)), key=lambda index: rows[index].length)
+            own = by_length[self.rank :: self.world_size]
             cuts = [len(own) * cut // self.micro_batches for cut in range(self.micro_batches + 1)]
+            parts = [own[begin:end] for begin, end in pairwise(cuts)]
+            whole_step = [] if self.complete is None or part > 0 else [self._batch(rows, each) for each in parts]
             for number in range(part, self.micro_batches):
-                yield StepPart(self.collate(own[cuts[number] : cuts[number + 1]]), normalizer)
+                own_numbers = torch.tensor([numbers[index] for index in parts[number]] or [-1])
+                ahead = whole_step if number == 0 else []
+                yield StepPart(self._batch(rows, parts[number]), normalizer, own_numbers, ahead)
             part = 0
+
+    def _batch(self, rows: Sequence[Any], chosen: Sequence[int]) -> Any:
+        return self.collate([rows[index] for index in chosen])

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "validation")
-COLLATE: dict[type, Callable[..., Any]] = {
-    EncodedRow: SupervisedBatch.collate,
-    EncodedPair: PreferenceBatch.collate,
-    JudgedRow: UnpairedBatch.collate,
+BATCH_KINDS: dict[type, Any] = {
+    EncodedRow: SupervisedBatch,
+    EncodedPair: PreferenceBatch,
+    JudgedRow: UnpairedBatch,
 }
 
 
@@ -254,6 +254,26 @@ class SupervisedDataModule(LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self._loader_state = state_dict["loader"]
 
+    def every_row(self, split: str) -> StepPlan:
+        """Every row of "train" or "validation" once; without `weights`, in the first epoch's micro-batches."""
+        if split == "validation":
+            return self._plan(split, batch_size=self.val_batch_size, shuffle=False)
+        trainer: Any = self.trainer
+        overfits = trainer is not None and trainer.overfit_batches != 0
+        plan = self._plan(
+            split,
+            batch_size=self.batch_size,
+            shuffle=self.shuffle and not overfits,
+            micro_batches=1 if trainer is None else trainer.accumulate_grad_batches,
+        )
+        plan.weights = [1.0] * len(plan.sizes)
+        return plan
+
+    @property
+    def batch_kind(self) -> type:
+        """What the batches are."""
+        return BATCH_KINDS[type(self.encoded("train")[0].examples[0])]
+
     def _plan(self, split: str, *, batch_size: int, shuffle: bool, micro_batches: int = 1) -> StepPlan:
         sources = [source.examples for source in self.encoded(split)]
         kind = type(sources[0][0])
@@ -261,7 +281,7 @@ class SupervisedDataModule(LightningDataModule):
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return StepPlan(
             sources,
-            collate=partial(COLLATE[kind], pad_id=pad_token_id(self._encoder.tokenizer)),
+            collate=partial(BATCH_KINDS[kind].collate, pad_id=pad_token_id(self._encoder.tokenizer)),
             batch_size=batch_size,
             micro_batches=micro_batches,
             weights=self.sources.weights if split == "train" else None,

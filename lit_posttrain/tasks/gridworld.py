@@ -14,7 +14,12 @@ from lit_posttrain.tasks.gridworld_data import (
     sample_grid,
 )
 from lit_posttrain.tasks.gridworld_paths import PathScore, score_path
-from lit_posttrain.tasks.gridworld_preferences import PreferenceGenerator, path_return, preference_rows
+from lit_posttrain.tasks.gridworld_preferences import (
+    PreferenceGenerator,
+    UnpairedGenerator,
+    path_return,
+    preference_rows,
+)
 from lit_posttrain.tasks.gridworld_scores import optimal, score_completions, success
 from lit_posttrain.tasks.gridworld_text import MOVES, Cell, cell_name, path_text, vocabulary
 from lit_posttrain.tasks.gridworld_walks import noisy_walk
@@ -27,6 +32,7 @@ __all__ = [
     "PathScore",
     "PreferenceGenerator",
     "PromptGenerator",
+    "UnpairedGenerator",
     "cell_name",
     "demonstration_rows",
     "is_validation",

@@ -24,6 +24,14 @@ class PreferenceRow(TypedDict):
     margin: float
 
 
+class JudgedCompletion(TypedDict):
+    """A completion of a prompt, and whether it is desirable."""
+
+    prompt: str
+    completion: str
+    label: bool
+
+
 def path_return(prompt: str, completion: str) -> float:
     """The true return of a path: moves of the shortest one / moves made if it ends at the goal, else 0.
 
@@ -99,8 +107,8 @@ def _completion(grid: Grid, rng: Random) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceGenerator:
-    """Makes the preference pairs of either split: `path` of a `PreferenceDataModule`.
+class _Pairs:
+    """The pairs of either split.
 
     The seed chooses the training pairs; those of validation are always the same, so that runs can be compared.
 
@@ -124,8 +132,8 @@ class PreferenceGenerator:
     min_walls: int = 1
     max_walls: int = 4
 
-    def __call__(self, split: Split) -> list[PreferenceRow]:
-        """The rows of a split; arguments are checked here, as in `preference_rows`."""
+    def pairs(self, split: Split) -> list[PreferenceRow]:
+        """Those of a split; arguments are checked here, as in `preference_rows`."""
         training = split == "train"
         return preference_rows(
             self.num_pairs if training else self.num_validation,
@@ -137,3 +145,24 @@ class PreferenceGenerator:
             min_walls=self.min_walls,
             max_walls=self.max_walls,
         )
+
+
+class PreferenceGenerator(_Pairs):
+    """Makes the preference pairs of either split: `path` of a `PreferenceDataModule`."""
+
+    def __call__(self, split: Split) -> list[PreferenceRow]:
+        """The rows of a split."""
+        return self.pairs(split)
+
+
+class UnpairedGenerator(_Pairs):
+    """Makes completions that are desirable or not, for KTO: the two of each pair, apart.
+
+    All desirable ones come first, so that a row and the next one have different prompts.
+    """
+
+    def __call__(self, split: Split) -> list[JudgedCompletion]:
+        """The rows of a split, two for each pair."""
+        pairs = self.pairs(split)
+        desirable = [JudgedCompletion(prompt=p["prompt"], completion=p["chosen"], label=True) for p in pairs]
+        return desirable + [JudgedCompletion(prompt=p["prompt"], completion=p["rejected"], label=False) for p in pairs]

@@ -1,4 +1,4 @@
-"""The presets of the published variants: the paper's numbers, and no other difference from `algo=grpo`."""
+"""The presets of the published variants: the paper's numbers, and no other difference from their algorithm."""
 
 import warnings
 
@@ -26,6 +26,15 @@ PAPERS = {
         "num_minibatches": 4,
     },
     "cispo": {"clipping": "weight", "clip_low": 1.0, "clip_high": 4.0},
+}
+
+
+PREFERENCES = {
+    "ipo": {"loss": "ipo"},
+    "simpo": {"loss": "simpo", "beta": 2.5, "margin": 1.375},
+    "orpo": {"loss": "orpo"},
+    "kto": {"loss": "kto"},
+    "apo": {"loss": "apo_zero"},
 }
 
 
@@ -66,6 +75,24 @@ def test_presets_for_tiny_are_compared_with_one_of_their_kind(preset):
     plain, changed = flat(compose_train("experiment=grpo")), flat(compose_train(f"experiment={preset}"))
     different = {name: value for name, value in changed.items() if plain.get(name) != value}
     assert different == {f"algo.{name}": value for name, value in PAPERS[preset].items()}
+
+
+@pytest.mark.parametrize("preset", PREFERENCES)
+def test_a_preset_of_preferences_differs_from_dpo_in_its_loss_only(preset):
+    plain = flat(compose_train("model=gpt2", "algo=dpo"))
+    changed = flat(compose_train("model=gpt2", f"experiment={preset}"))
+    different = {name: value for name, value in changed.items() if plain.get(name) != value}
+    if preset == "kto":
+        assert different.pop("data.path._target_") == "lit_posttrain.tasks.gridworld.UnpairedGenerator"
+    assert different == {f"algo.{name}": value for name, value in PREFERENCES[preset].items()}
+    assert set(plain) == set(changed)
+
+
+@pytest.mark.parametrize("preset", PREFERENCES)
+def test_a_preset_of_preferences_builds(preset):
+    module = instantiate(compose_train(f"experiment={preset}").algo, _convert_="all")
+    assert module.loss_name == PREFERENCES[preset]["loss"]
+    assert module.beta == PREFERENCES[preset].get("beta", 0.1)
 
 
 def test_the_preset_has_the_last_word_before_the_command_line():

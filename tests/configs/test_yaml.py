@@ -8,6 +8,7 @@ import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from lit_posttrain.algos.dpo import DPO
 from lit_posttrain.algos.grpo import GRPO
 from lit_posttrain.app.checks import check_config
 from tests.composing import CONF, choices, compose_train
@@ -64,6 +65,17 @@ def test_option_composes_and_builds(group, option, tmp_path):
     check_config(cfg)
     for path in nodes:
         build(cfg, path)
+
+
+def test_optimizer_and_schedule_of_dpo_are_those_of_none(make_model, word_tokenizer):
+    module = DPO(make_model("gpt2"), tokenizer=word_tokenizer)
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    want = module.default_optimizer()(parameters)
+    cfg = compose_train("algo=dpo", "model=gpt2")
+    got = instantiate(cfg.optim)(parameters)
+    assert type(got) is type(want)
+    assert got.defaults == want.defaults
+    assert cfg.scheduler.num_warmup_steps == 0.1 * cfg.trainer.max_steps
 
 
 def test_an_option_with_a_wrong_key_is_noticed():

@@ -1,0 +1,331 @@
+"""Direct preference optimisation and its relatives."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torchmetrics import MeanMetric
+from transformers import PreTrainedTokenizerBase, get_linear_schedule_with_warmup
+
+from lit_posttrain.algos.policy_module import PolicySource
+from lit_posttrain.algos.preference_objectives import PreferenceObjective, find_objective, used_numbers
+from lit_posttrain.algos.reference_table import ReferenceTable
+from lit_posttrain.algos.supervised_module import SupervisedModule
+from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
+from lit_posttrain.batching import StepPart, SupervisedBatch, TwinBatch
+from lit_posttrain.functional import aggregate, sequence_logprobs
+from lit_posttrain.models.reference import FrozenReference
+from lit_posttrain.rollout.sampling import Sampling
+
+WARMUP = 0.1  # of all steps
+
+
+class DPO(SupervisedModule):
+    r"""Learns from preferences without a reward model: likelihoods of completions are their rewards.
+
+    With :math:`h = \log\pi(y|x) - \log\pi_{ref}(y|x)`, the sum over the supervised tokens of a completion, and
+    :math:`\Delta = h_w - h_l` of a pair, the loss `sigmoid` is :math:`-\log\sigma(\beta\Delta)` (arXiv:2305.18290). The
+    others, by name:
+
+    - `robust`, `hinge`, `ipo`, `apo_zero`, `apo_down`, `nca`, `sppo`: other functions of :math:`h_w` and :math:`h_l`;
+    - `simpo`, `orpo`: of mean log-probs per token, without a reference;
+    - `kto`: of unpaired completions that are desirable or not.
+
+    Their formulas stand in `lit_posttrain.functional`. A loss is a mean over all pairs (or unpaired rows) of the
+    optimiser step on all ranks, however it is cut up. Chosen and rejected completions go through the model in one
+    forward. The reference is the policy as it is in the beginning.
+
+    KTO's reference point, the mean log-ratio of mismatched completions, is that of the whole optimiser step on all
+    ranks: it is measured without a gradient when the step begins. A prompt is mismatched with the completion of the
+    next row of the step; in validation, of the batch.
+
+    Watch `policy/chosen_logprob`: most of these losses see a difference alone, and fall too where the chosen
+    completions become less likely and the rejected ones even less.
+
+    Args:
+        policy: name or path of a model, a `Pretrained`, a built model, or a function that builds one.
+        loss: a name, or a `PairObjective` of your own.
+        tokenizer: needed with a built model that carries no name, otherwise found by the policy's name.
+        scores: validation metrics of completions by name; None = those that the DataModule brings.
+        beta: :math:`\beta`, reward per nat; of `orpo` the weight of the odds ratio.
+        label_smoothing: of `sigmoid` (cDPO) and `robust`: the share of pairs whose label is taken to be wrong, in
+            [0, 0.5).
+        margin: of `simpo`: :math:`\gamma`, by how much the reward of the chosen one should lead.
+        desirable_weight: of `kto`.
+        undesirable_weight: of `kto`.
+        length_normalised: compare means per token instead of sums; None = what the loss is published with: means for
+            `ipo`, `simpo` and `orpo`, of which the last two can do with means alone.
+        precompute_reference: compute the reference's log-probs of all rows once before training and keep them by row,
+            instead of keeping a second model. In the first epoch they are those of the online reference to the bit.
+        sampling: how completions are drawn in validation.
+        generation_batch_size: see `GRPO`.
+        val_samples: samples of each validation prompt, beside the greedy completion.
+        optimizer: makes the optimiser; None = AdamW with lr 1e-6, betas 0.9 and 0.95, no weight decay.
+        scheduler: makes the schedule; None = linear to 0 after a warm-up over 10 % of the steps.
+        logits_chunk_size: see `GRPO`.
+
+    Raises:
+        ValueError: if there is no such loss, or a number is out of its range or means nothing to the loss.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySource,
+        loss: str | PreferenceObjective = "sigmoid",
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        scores: Mapping[str, Callable[..., Any]] | None = None,
+        beta: float = 0.1,
+        label_smoothing: float = 0.0,
+        margin: float = 0.0,
+        desirable_weight: float = 1.0,
+        undesirable_weight: float = 1.0,
+        length_normalised: bool | None = None,
+        precompute_reference: bool = False,
+        sampling: Sampling | Mapping[str, Any] | None = None,
+        generation_batch_size: int | None = None,
+        val_samples: int = 4,
+        optimizer: MakeOptimizer | None = None,
+        scheduler: MakeScheduler | None = None,
+        logits_chunk_size: int = 512,
+    ) -> None:
+        super().__init__(
+            policy,
+            tokenizer=tokenizer,
+            scores=scores,
+            sampling=sampling,
+            generation_batch_size=generation_batch_size,
+            val_samples=val_samples,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            logits_chunk_size=logits_chunk_size,
+        )
+        self.objective = find_objective(loss)
+        self.loss_name = loss if isinstance(loss, str) else type(loss).__name__
+        given = {
+            "label_smoothing": label_smoothing,
+            "margin": margin,
+            "desirable_weight": desirable_weight,
+            "undesirable_weight": undesirable_weight,
+        }
+        self.numbers = used_numbers(self.objective, self.loss_name, beta, given)
+        self.beta = beta
+        self.length_normalised = self._normalises(length_normalised)
+        self.precompute_reference = precompute_reference
+        if precompute_reference and self.objective.uses_mismatches:
+            raise ValueError(
+                f"`precompute_reference` does not go with `loss={self.loss_name}`: which prompts and completions are "
+                "mismatched differs from epoch to epoch. Leave it off."
+            )
+        self.reference: FrozenReference | None = None
+        self._table = ReferenceTable()
+        self._kl = torch.zeros(())
+        self._val = {name: MeanMetric() for name in ("loss", "accuracy", "chosen", "rejected", "logp_w", "logp_l")}
+        self._val_metrics = torch.nn.ModuleList(self._val.values())  # registered, so that they move to the device
+        ignored = ["policy", "tokenizer", "scores", "optimizer", "scheduler", "sampling"]
+        self.save_hyperparameters(ignore=ignored if isinstance(loss, str) else [*ignored, "loss"])
+        self.save_hyperparameters({"sampling": asdict(self.sampling)})
+
+    @property
+    def batch_kind(self) -> type[TwinBatch]:
+        """The batches that the loss takes."""
+        return self.objective.batch_kind
+
+    @property
+    def rows_needed(self) -> str:
+        """What they are made of."""
+        return f"`loss={self.loss_name}` learns from {self.objective.rows}"
+
+    def default_optimizer(self) -> MakeOptimizer:
+        """AdamW with lr 1e-6, betas 0.9 and 0.95, no weight decay."""
+        return partial(torch.optim.AdamW, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def default_scheduler(self) -> MakeScheduler:
+        """Linear to 0 over the steps of the Trainer, after a warm-up."""
+
+        def linear(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+            steps = int(self.trainer.estimated_stepping_batches)
+            return get_linear_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
+
+        return linear
+
+    def configure_model(self) -> None:
+        """Load the policy, and copy it where a reference is needed: before any checkpoint is restored."""
+        super().configure_model()
+        keeps_copy = self.objective.needs_reference and not self.precompute_reference
+        if keeps_copy and self.reference is None and self.policy is not None:
+            self.reference = FrozenReference(self.policy)
+
+    def on_fit_start(self) -> None:
+        """Get the reference ready, while the policy is still as it was."""
+        super().on_fit_start()
+        self._prepare_reference("train", "validation")
+
+    def on_validation_start(self) -> None:
+        """Get the reference ready where there is no fit."""
+        if self.trainer.state.fn == TrainerFn.VALIDATING:
+            self._prepare_reference("validation")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With the reference's log-probs: the weights that they were computed with are gone."""
+        super().on_save_checkpoint(checkpoint)
+        if self.precompute_reference:
+            checkpoint["reference_logprobs"] = self._table.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take stored log-probs of the reference.
+
+        Raises:
+            ValueError: if they are asked for and were not stored.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if self.precompute_reference and self.objective.needs_reference:
+            if "reference_logprobs" not in checkpoint:
+                raise ValueError(
+                    "the checkpoint has no log-probs of the reference: its run had `precompute_reference=False`. "
+                    "Resume with the same setting."
+                )
+            self._table.load_state_dict(checkpoint["reference_logprobs"])
+
+    def loss(self, batch: StepPart[TwinBatch]) -> Tensor:
+        """This micro-batch's share of the optimiser step's loss: ()."""
+        values, sums, entropy = self._values(batch, "train")
+        losses = self.objective.losses(batch.batch, values, self._kl, self.numbers)
+        loss = aggregate(losses[:, None], batch.batch.row_mask[:, None], "token", normalizer=batch.normalizer)
+        mask = self.objective.sequences(batch.batch).loss_mask
+        rewards, logprobs = (self.objective.sides(batch.batch, each) for each in (self.beta * values, sums))
+        self._statistics.add("loss", loss)
+        self._statistics.add("tokens", mask)
+        self._statistics.add("entropy", entropy, mask)
+        self._statistics.add("num_chosen", rewards.chosen_mask)
+        self._statistics.add("num_rejected", rewards.rejected_mask)
+        for name, sides in (("reward", rewards), ("logprob", logprobs)):
+            self._statistics.add(f"chosen_{name}", sides.chosen, sides.chosen_mask)
+            self._statistics.add(f"rejected_{name}", sides.rejected, sides.rejected_mask)
+        return loss
+
+    def step_metrics(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss, and means over the completions of each side."""
+        chosen, rejected = totals["num_chosen"].clamp(min=1), totals["num_rejected"].clamp(min=1)
+        rewards = totals["chosen_reward"] / chosen, totals["rejected_reward"] / rejected
+        return {
+            "train/loss": totals["loss"],
+            "rewards/chosen": rewards[0],
+            "rewards/rejected": rewards[1],
+            "rewards/margin": rewards[0] - rewards[1],
+            "policy/chosen_logprob": totals["chosen_logprob"] / chosen,
+            "policy/rejected_logprob": totals["rejected_logprob"] / rejected,
+            "policy/entropy": totals["entropy"] / totals["tokens"].clamp(min=1),
+        }
+
+    def validate_rows(self, part: StepPart[TwinBatch]) -> None:
+        """Loss, rewards and log-probs of held-out rows."""
+        batch = part.batch
+        values, sums, _ = self._values(part, "validation")
+        mask = batch.row_mask
+        self._val["loss"].update(self.objective.losses(batch, values, self._kl, self.numbers)[mask])
+        self._val["accuracy"].update(self.objective.correct(batch, values, self._kl)[mask].float())
+        rewards, logprobs = self.objective.sides(batch, self.beta * values), self.objective.sides(batch, sums)
+        self._val["chosen"].update(rewards.chosen[rewards.chosen_mask])
+        self._val["rejected"].update(rewards.rejected[rewards.rejected_mask])
+        self._val["logp_w"].update(logprobs.chosen[logprobs.chosen_mask])
+        self._val["logp_l"].update(logprobs.rejected[logprobs.rejected_mask])
+
+    def row_metrics(self) -> dict[str, Tensor]:
+        """Means over all held-out rows."""
+        metrics = {}
+        if self._val["loss"].update_called:
+            means = {name: metric.compute() for name, metric in self._val.items()}
+            metrics = {
+                "val/loss": means["loss"],
+                "val/accuracy": means["accuracy"],
+                "val/margin": means["chosen"] - means["rejected"],
+                "val/chosen_logprob": means["logp_w"],
+                "val/rejected_logprob": means["logp_l"],
+            }
+        for metric in self._val.values():
+            metric.reset()
+        return metrics
+
+    def _normalises(self, given: bool | None) -> bool:
+        if given is None:
+            return self.objective.length_normalised
+        if not given and not self.objective.takes_sums:
+            raise ValueError(
+                f"`length_normalised=False` does not go with `loss={self.loss_name}`: sums would make the longer "
+                "completion the less likely one. Leave it out."
+            )
+        return given
+
+    def _values(self, part: StepPart[TwinBatch], split: str) -> tuple[Tensor, Tensor, Tensor]:
+        """What the loss compares and the summed log-probs of the sequences, (S,), and the entropy of tokens, (S, C)."""
+        self.check_batch(part.batch)
+        if self.objective.uses_mismatches and len(part.whole_step) > 0:
+            self._kl = self._step_kl(part)
+        assert self.policy is not None
+        sequences = self.objective.sequences(part.batch)
+        statistics = self.policy(**sequences.model_inputs())
+        sums = sequence_logprobs(statistics.logprobs, sequences.loss_mask)
+        if not self.objective.needs_reference:
+            values = sums
+        elif self.precompute_reference:
+            values = sums - self._table.look_up(split, part)
+        else:
+            values = sums - self._reference_sums(sequences)
+        return self._per_token(values, sequences), sums, statistics.entropy
+
+    @torch.no_grad()
+    def _step_kl(self, part: StepPart[TwinBatch]) -> Tensor:
+        """The mean log-ratio of the mismatched completions of the whole step on all ranks: ()."""
+        total = torch.zeros((), device=self.device)
+        for batch in part.whole_step:
+            sequences = batch.half(second=True)
+            log_ratios = self._policy_sums(sequences) - self._reference_sums(sequences)
+            total = total + self._per_token(log_ratios, sequences)[batch.row_mask].sum()
+        return self.sum_over_ranks(total) / part.normalizer
+
+    def _per_token(self, sums: Tensor, sequences: SupervisedBatch) -> Tensor:
+        return sums / sequences.loss_mask.sum(1).clamp(min=1) if self.length_normalised else sums
+
+    def _policy_sums(self, sequences: SupervisedBatch) -> Tensor:
+        assert self.policy is not None
+        return sequence_logprobs(self.policy(**sequences.model_inputs()).logprobs, sequences.loss_mask)
+
+    def _reference_sums(self, sequences: SupervisedBatch) -> Tensor:
+        assert self.reference is not None
+        logprobs = self.reference.logprobs(**sequences.model_inputs(), temperature=1.0)
+        return sequence_logprobs(logprobs, sequences.loss_mask)
+
+    def _prepare_reference(self, *splits: str) -> None:
+        if self.reference is not None:
+            self.reference.to(self.device)
+        elif self.objective.needs_reference:
+            for split in splits:
+                self._precompute(split)
+
+    @torch.no_grad()
+    def _precompute(self, split: str) -> None:
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(datamodule, "every_row"):
+            raise ValueError(
+                f"`precompute_reference` needs a `PreferenceDataModule`, which can go through all rows beforehand, got "
+                f"{type(datamodule).__name__}: use one, or leave it off."
+            )
+        if not datamodule.encoded(split):
+            return
+        plan = datamodule.every_row(split)
+        if split in self._table:
+            self._table.check_size(split, plan.num_rows)
+            return
+        with self.trainer.precision_plugin.forward_context():
+            self._table.fill(
+                split,
+                plan,
+                lambda batch: self._policy_sums(batch.sequences),
+                device=self.device,
+                sum_over_ranks=self.sum_over_ranks,
+            )
