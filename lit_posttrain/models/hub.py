@@ -52,7 +52,7 @@ def resolve_folder(path: str) -> tuple[str, bool]:
                 "Point `model.path` at a folder written by `save_pretrained`, or at the export/ folder of a run."
             )
         return str(folder), True
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or ":" in path:
         raise FileNotFoundError(f"there is no folder `{path}` (looked at {folder.resolve()}); check `model.path`.")
     if hub_is_reachable():
         return path, False

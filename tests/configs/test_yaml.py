@@ -11,7 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from lit_posttrain.algos.dpo import DPO
 from lit_posttrain.algos.grpo import GRPO
 from lit_posttrain.app.checks import check_config
+from lit_posttrain.models.reward_network import RewardNetwork
 from tests.composing import CONF, choices, compose_train
+from tests.conftest import VOCAB
 
 # What has no number, so that a YAML names it by an interpolation or not at all.
 OBJECTS = {"policy", "model", "rewards", "tokenizer", "scores", "optimizer", "scheduler"}
@@ -57,9 +59,17 @@ def build(cfg: DictConfig, path: str) -> None:
         assert type(made).__name__ != "partial"
 
 
+def exported_reward_model(folder: Path, make_model) -> str:
+    """A reward model as its training leaves it."""
+    RewardNetwork.from_causal_lm(make_model("gpt2"), pad_id=0, vocab_size=VOCAB).save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.mark.parametrize(("group", "option"), choices())
-def test_option_composes_and_builds(group, option, tmp_path):
+def test_option_composes_and_builds(group, option, tmp_path, make_model):
     cfg = given(compose_train(f"{group}={option}", run_dir=tmp_path))
+    if (group, option) == ("reward", "model"):
+        cfg.reward.path = exported_reward_model(tmp_path, make_model)
     nodes = targets(cfg)
     assert {"algo", "data", "model", "reward", "optim", "scheduler", "trainer"} <= set(nodes)
     check_config(cfg)
