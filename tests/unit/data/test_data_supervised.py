@@ -42,7 +42,8 @@ def test_rows_become_steps(word_tokenizer):
 def test_the_constructor_may_have_the_tokenizer(word_tokenizer):
     data = InstructDataModule(ROWS, tokenizer=word_tokenizer, val_size=3, val_batch_size=2)
     data.setup("fit")
-    assert [len(part) for part in data.val_dataloader()] == [2, 1]
+    (validation,) = data.val_dataloader()
+    assert [len(part) for part in validation] == [2, 1]
     assert [len(part) for part in data.predict_dataloader()] == [2, 1]
     data.sources = None  # read once
     data.setup("validate")
@@ -72,7 +73,7 @@ def test_several_sources_with_weights(tmp_path, word_tokenizer):
     data = ready(InstructDataModule(paths, weights=[1, 3], val_fraction=0.5, batch_size=100), word_tokenizer)
     (step,) = data.train_dataloader()
     assert len(step) == 5 + 3 * 1  # half of each source is held out
-    assert sum(len(part) for part in data.val_dataloader()) == 6 + 1
+    assert sum(len(part) for loader in data.val_dataloader() for part in loader) == 6 + 1
     assert data.where("train", 5).startswith(f"{tmp_path / 'b.jsonl'}:")
     for options, message in [
         ({"weights": [1]}, "`weights` must be as many as the sources in `path`, 2, got 1"),

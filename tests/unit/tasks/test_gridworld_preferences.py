@@ -23,10 +23,11 @@ PAIRS = preference_rows(300, split="train", seed=2)
 def test_the_chosen_path_has_the_higher_return():
     for row in PAIRS:
         prompts, texts = [row["prompt"]] * 2, [row["chosen"], row["rejected"]]
-        better, worse = path_reward(prompts, texts, [False, False])
+        better, worse = (path_return(row["prompt"], text) for text in texts)
         assert better - worse == pytest.approx(row["margin"], abs=1e-6)
         assert row["margin"] >= 0.1
-        assert [path_return(row["prompt"], text) for text in texts] == [better, worse]
+        rewards = path_reward(prompts, texts, [False, False])
+        assert rewards == pytest.approx([0.7 + 0.3 * each if each else 0.0 for each in (better, worse)])
 
 
 def test_unfinished_and_invalid_paths_and_detours_are_among_them():
