@@ -73,6 +73,10 @@ def arguments_of(command: str) -> list[str]:
         settings.pop("data.path.num_validation")
     else:
         del settings["data.val_size"]
+    if given.get("algo") == "reward_model":
+        for name in ("algo.group_size", "algo.sampling.max_new_tokens", "data.path.num_prompts"):
+            del settings[name]
+        settings["data.path.num_pairs"] = "8"
     if "ckpt_path" in given and "mode" not in given:
         settings["trainer.max_steps"] = "2"
     kept = [word for word in words[2:] if word.split("=")[0] not in settings]
