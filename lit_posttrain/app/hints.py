@@ -65,7 +65,7 @@ def check_additions(arguments: list[str], groups: list[str]) -> None:
     """
     for argument in arguments:
         added = re.match(r"\+\+?([^=@]+)", argument)
-        if added is None or added.group(1).split(".")[0] in groups:
+        if added is None or added.group(1).split(".")[0] in set(groups) - {"watch"}:  # a group of plain numbers
             continue
         known = _known_keys(arguments)
         if added.group(1) not in known:

@@ -67,7 +67,8 @@ def exported_reward_model(folder: Path, make_model) -> str:
 
 @pytest.mark.parametrize(("group", "option"), choices())
 def test_option_composes_and_builds(group, option, tmp_path, make_model):
-    cfg = given(compose_train(f"{group}={option}", run_dir=tmp_path))
+    of_algo = [f"algo={option.removeprefix('tiny_').removeprefix('random_')}"] if group == "tuned" else []
+    cfg = given(compose_train(*of_algo, f"{group}={option}", run_dir=tmp_path))
     if (group, option) == ("reward", "model"):
         cfg.reward.path = exported_reward_model(tmp_path, make_model)
     nodes = targets(cfg)

@@ -64,7 +64,7 @@ def test_ten_lines(grpo, tmp_path):
         callbacks=[checkpoint, LearningRateMonitor(), EarlyStopping("val/reward", mode="max")],
     )
     module = grpo(scores={"short": lambda completions, **columns: [float(len(text) < 10) for text in completions]})
-    before = {name: tensor.clone() for name, tensor in module._policy_source().state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in module._source().state_dict().items()}
     trainer.fit(module, MyPrompts())
     assert trainer.global_step == 5
     assert torch.isfinite(trainer.callback_metrics["val/reward"])
