@@ -28,6 +28,7 @@ from lit_posttrain.app.wandb_runs import log_summary, own_wandb_run
 from lit_posttrain.app.watched_metric import WatchedMetric
 from lit_posttrain.batching import in_prompt_order
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
+from lit_posttrain.callbacks.step_row import StepRow
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ def make_trainer(cfg: DictConfig, history: MetricsHistory) -> Trainer:
     """The Trainer of the configuration, with its callbacks and loggers; steps become batches here."""
     callbacks: list[Callback] = [history, WatchedMetric(cfg.watch.metric), ConfigFile(cfg), EndTogether()]
     callbacks += [instantiate(callback, _convert_="all") for callback in (cfg.callbacks or {}).values() if callback]
+    callbacks.append(StepRow())  # behind those that log at the end of a batch
     resumes = cfg.mode == "fit" and cfg.ckpt_path is not None
     resume_step = read_checkpoint(cfg.ckpt_path)["global_step"] if resumes else None
     loggers = [] if cfg.mode == "predict" else make_loggers(cfg.logger, resume_step=resume_step)

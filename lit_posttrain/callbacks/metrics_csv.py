@@ -30,6 +30,7 @@ class MetricsCSV(Logger):
         self.path = Path(path)
         self._rows: dict[int, dict[str, Any]] = {}
         self._flushed_at = time.monotonic()
+        self._changed = False  # since the file was written
 
     @property
     def name(self) -> str:
@@ -55,7 +56,9 @@ class MetricsCSV(Logger):
         """Put the values into the row of their step."""
         values = {name: value for name, value in metrics.items() if name != "epoch"}
         if values:
-            self._rows.setdefault(step or 0, {}).update(values)
+            row = self._rows.setdefault(step or 0, {})
+            self._changed |= row != row | values
+            row.update(values)
         if time.monotonic() - self._flushed_at > FLUSH_EVERY_S:
             self.save()
 
@@ -72,7 +75,7 @@ class MetricsCSV(Logger):
     def save(self) -> None:
         """Write the table."""
         self._flushed_at = time.monotonic()
-        if not self._rows:
+        if not self._changed:
             return
         columns = sorted({name for values in self._rows.values() for name in values})
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +85,7 @@ class MetricsCSV(Logger):
             writer.writeheader()
             writer.writerows({"step": step, **self._rows[step]} for step in sorted(self._rows))
         os.replace(draft, self.path)
+        self._changed = False
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

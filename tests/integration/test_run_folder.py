@@ -106,10 +106,6 @@ def comparable(row: dict[str, str]) -> dict[str, str]:
     return {name: value for name, value in row.items() if not name.startswith(("time/", "throughput/"))}
 
 
-@pytest.mark.xfail(
-    reason="a kill between the saving of a checkpoint and the logger's row of the same step loses that row",
-    strict=False,
-)
 def test_killed_in_the_middle_of_a_rollout_and_resumed(whole, tmp_path):
     process = start(tmp_path, "hydra.run.dir=run")
     completions, checkpoint = tmp_path / "run" / "completions.jsonl", tmp_path / "run" / "checkpoints" / "last.ckpt"
