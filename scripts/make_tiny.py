@@ -1,4 +1,4 @@
-"""Make the `tiny` model that is shipped inside the package: a small GPT-2 taught by noisy demonstrations on the grid.
+"""Make the `tiny` model that is shipped inside the package: a small GPT-2, taught by SFT on noisy demonstrations.
 
     python scripts/make_tiny.py [FOLDER]
 
@@ -6,17 +6,18 @@ The same command on the same machine gives the same weights.
 """
 
 import argparse
-import random
+from functools import partial
 from pathlib import Path
 
 import torch
+from lightning import Trainer, seed_everything
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from lit_posttrain import SFT, InstructDataModule
 from lit_posttrain.models.fingerprint import weights_sha256
 from lit_posttrain.models.loading import BUILT_IN
-from lit_posttrain.tasks.gridworld import demonstration_rows, vocabulary
+from lit_posttrain.tasks.gridworld import DemonstrationGenerator, vocabulary
 
 CONTEXT = 128
 
@@ -52,70 +53,40 @@ def make_model(tokenizer: PreTrainedTokenizerFast, *, layers: int, width: int) -
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    torch.manual_seed(0)
     return GPT2LMHeadModel(config)
-
-
-def encode(rows: list, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
-    """Token ids padded on the right, and labels on completion and EOS only."""
-    prompts = tokenizer([row["prompt"] for row in rows])["input_ids"]
-    completions = tokenizer([row["completion"] for row in rows])["input_ids"]
-    width = max(len(p) + len(c) + 1 for p, c in zip(prompts, completions, strict=True))
-    ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-    labels = torch.full((len(rows), width), -100)
-    for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        row = torch.tensor([*prompt, *completion, tokenizer.eos_token_id])
-        ids[index, : len(row)] = row
-        labels[index, len(prompt) : len(row)] = row[len(prompt) :]
-    return ids, labels
-
-
-def train(
-    model: GPT2LMHeadModel,
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    rows: int,
-    noise: float,
-) -> None:
-    """Teach the model the completions of noisy demonstrations."""
-    demonstrations = demonstration_rows(rows, split="train", seed=0, noise=noise)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.05)
-    rng = random.Random(0)
-    model.train()
-    for step in range(steps):
-        ids, labels = encode(rng.sample(demonstrations, batch_size), tokenizer)
-        loss = model(input_ids=ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 250 == 0 or step == steps - 1:
-            print(f"step {step:5d}  loss {loss.item():.3f}", flush=True)
-    model.eval()
 
 
 def main() -> None:
     """Read the options, train, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=BUILT_IN["tiny"])
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--noise", type=float, default=0.3)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--width", type=int, default=96)
     args = parser.parse_args()
     torch.set_num_threads(1)  # sums in one order, whatever the machine
+    seed_everything(0)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, layers=args.layers, width=args.width)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    train(model, tokenizer, steps=args.steps, batch_size=args.batch_size, lr=args.lr, rows=args.rows, noise=args.noise)
+    module = SFT(model, tokenizer=tokenizer, optimizer=partial(torch.optim.AdamW, lr=args.lr, betas=(0.9, 0.95)))
+    demonstrations = DemonstrationGenerator(num_demonstrations=args.rows, noise=args.noise)
+    trainer = Trainer(
+        max_steps=args.steps,
+        accumulate_grad_batches=2,  # parts of like length, so that little padding is computed
+        gradient_clip_val=1.0,
+        limit_val_batches=0,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, InstructDataModule(demonstrations, batch_size=args.batch_size))
+    model.eval()
     model.save_pretrained(args.folder)
     tokenizer.save_pretrained(args.folder)
     print(f"{args.folder}: {weights_sha256(model)}")

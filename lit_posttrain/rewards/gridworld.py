@@ -28,7 +28,7 @@ def path_reward(
         ValueError: if a prompt holds no grid.
 
     >>> prompts = ["grid 2 2 walls start a1 goal b1 path"] * 3
-    >>> rewards = path_reward(prompts, ["right b1", "left a1", "right b1 left a1 right b1"], [False, False, False])
+    >>> rewards = path_reward(prompts, ["b1", "a1", "b1 a1 b1"], [False, False, False])
     >>> [round(reward, 6) for reward in rewards]
     [1.0, 0.0, 0.8]
     """

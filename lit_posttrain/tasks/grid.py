@@ -1,8 +1,10 @@
 """A grid with walls, a start and a goal, and its exact solution."""
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from types import MappingProxyType
 
 from lit_posttrain.tasks.gridworld_text import (
     MOVES,
@@ -72,9 +74,9 @@ class Grid:
         """Write the grid as prompt text, walls in reading order."""
         return prompt_text(PromptFields(self.width, self.height, self.walls, self.start, self.goal))
 
-    def neighbours(self, cell: Cell) -> dict[str, Cell]:
-        """Return the legal moves from a cell and the cell that each enters."""
-        return legal_moves(cell, width=self.width, height=self.height, walls=self.walls)
+    def neighbours(self, cell: Cell) -> list[Cell]:
+        """Return the cells that a move from this one can enter: above, below, left and right of it, where free."""
+        return free_neighbours(cell, width=self.width, height=self.height, walls=self.walls)
 
     def distances(self) -> dict[Cell, int]:
         """Return the number of moves to the goal, for every free cell from which it can be reached."""
@@ -90,7 +92,7 @@ class Grid:
         return self._distances[self.start]
 
     @cached_property
-    def _distances(self) -> dict[Cell, int]:
+    def _distances(self) -> Mapping[Cell, int]:
         return moves_to_goal(self.goal, width=self.width, height=self.height, walls=self.walls)
 
     def _check_inside(self, cell: Cell, *, role: str) -> None:
@@ -102,18 +104,15 @@ class Grid:
             )
 
 
-def legal_moves(cell: Cell, *, width: int, height: int, walls: frozenset[Cell]) -> dict[str, Cell]:
-    """Return the moves that stay on the grid and enter no wall, each with the cell it enters, in the order of MOVES."""
+def free_neighbours(cell: Cell, *, width: int, height: int, walls: frozenset[Cell]) -> list[Cell]:
+    """Return the cells one move away that are on the grid and no wall, in the order of MOVES."""
     column, row = cell
-    entered = {name: (column + across, row + along) for name, (across, along) in MOVES.items()}
-    return {
-        name: (column, row)
-        for name, (column, row) in entered.items()
-        if 0 <= column < width and 0 <= row < height and (column, row) not in walls
-    }
+    beside = [(column + across, row + along) for across, along in MOVES]
+    return [there for there in beside if 0 <= there[0] < width and 0 <= there[1] < height and there not in walls]
 
 
-def moves_to_goal(goal: Cell, *, width: int, height: int, walls: frozenset[Cell]) -> dict[Cell, int]:
+@lru_cache(maxsize=1024)  # a rollout asks for the same grid again and again
+def moves_to_goal(goal: Cell, *, width: int, height: int, walls: frozenset[Cell]) -> Mapping[Cell, int]:
     """Count the moves to the goal from every cell that reaches it, breadth first from the goal.
 
     With equal costs this visits cells in the order in which dynamic programming settles their values.
@@ -122,8 +121,8 @@ def moves_to_goal(goal: Cell, *, width: int, height: int, walls: frozenset[Cell]
     frontier = deque([goal])
     while frontier:
         cell = frontier.popleft()
-        for neighbour in legal_moves(cell, width=width, height=height, walls=walls).values():
+        for neighbour in free_neighbours(cell, width=width, height=height, walls=walls):
             if neighbour not in distances:
                 distances[neighbour] = distances[cell] + 1
                 frontier.append(neighbour)
-    return distances
+    return MappingProxyType(distances)

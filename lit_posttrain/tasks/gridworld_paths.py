@@ -10,7 +10,7 @@ class PathScore(NamedTuple):
     """The verdict on one completion.
 
     Attributes:
-        valid: at least one move, every move legal, every cell named right, no other word.
+        valid: at least one move, every word a free cell beside the one before it.
         success: valid, the last cell is the goal, and the completion stopped by itself.
         optimal: success in the least possible number of moves.
         moves: number of right moves before the first fault, or in all if there is none.
@@ -34,19 +34,18 @@ def score_path(grid: Grid, completion: str, *, truncated: bool = False) -> PathS
             off at the goal might have gone on.
 
     >>> grid = Grid(2, 2, frozenset(), start=(0, 0), goal=(1, 0))
-    >>> score_path(grid, "right b1")
+    >>> score_path(grid, "b1")
     PathScore(valid=True, success=True, optimal=True, moves=1, shortest=1)
-    >>> score_path(grid, "right b2").valid
+    >>> score_path(grid, "b2").valid
     False
     """
     shortest = grid.shortest
-    words = completion.split()
     cell, moves = grid.start, 0
-    for index in range(0, len(words), 2):
-        entered = grid.neighbours(cell).get(words[index])
-        if entered is None or words[index + 1 : index + 2] != [cell_name(entered)]:
+    for word in completion.split():
+        entered = {cell_name(neighbour): neighbour for neighbour in grid.neighbours(cell)}
+        if word not in entered:
             return PathScore(valid=False, success=False, optimal=False, moves=moves, shortest=shortest)
-        cell, moves = entered, moves + 1
+        cell, moves = entered[word], moves + 1
     success = cell == grid.goal and not truncated  # the start is never the goal: no success without a move
     return PathScore(
         valid=moves > 0, success=success, optimal=success and moves == shortest, moves=moves, shortest=shortest

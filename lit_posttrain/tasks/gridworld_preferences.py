@@ -8,7 +8,7 @@ from lit_posttrain.tasks.draws import draw_index
 from lit_posttrain.tasks.grid import Grid
 from lit_posttrain.tasks.gridworld_data import Split, prompt_rows
 from lit_posttrain.tasks.gridworld_paths import score_path
-from lit_posttrain.tasks.gridworld_text import MOVES, cell_name, path_text
+from lit_posttrain.tasks.gridworld_text import MOVES, Cell, cell_name, path_text
 from lit_posttrain.tasks.gridworld_walks import noisy_walk
 
 MIN_DIFFERENCE, MAX_DIFFERENCE = 0.1, 0.9
@@ -36,7 +36,7 @@ def path_return(prompt: str, completion: str) -> float:
     """The true return of a path: moves of the shortest one / moves made if it ends at the goal, else 0.
 
     >>> task = "grid 5 5 walls start a1 goal b1 path"
-    >>> [path_return(task, text) for text in ("right b1", "down a2 right b2 up b1", "", "down a2", "right a1")]
+    >>> [path_return(task, text) for text in ("b1", "a2 b2 b1", "", "a2", "a1")]
     [1.0, 0.3333333333333333, 0.0, 0.0, 0.0]
     """
     score = score_path(Grid.from_prompt(prompt), completion)
@@ -57,7 +57,7 @@ def preference_rows(
     """Make one pair for each prompt of `prompt_rows` with the same split, seed and sizes.
 
     Completions begin with the space that parts them from the prompt. Each is, evenly, a shortest path, a noisy walk to
-    the goal, a walk cut off before its end (perhaps at once), or one with a wrong word in it. Of two, the one with the
+    the goal, a walk cut off before its end (perhaps at once), or one that enters a wall or jumps. Of two, the one with the
     higher true return is chosen; pairs whose returns are closer than `min_difference` are drawn again.
 
     Args:
@@ -100,10 +100,17 @@ def _completion(grid: Grid, rng: Random) -> str:
     words = path_text(cells).split()
     if kind == "invalid":
         place = draw_index(rng, len(words))
-        known = list(MOVES) if place % 2 == 0 else [*words[1::2], cell_name(grid.start)]
-        others = [word for word in known if word != words[place]]
-        words[place] = others[draw_index(rng, len(others))]
+        wrong = _wrong_cells(grid, cells[place])
+        words[place] = cell_name(wrong[draw_index(rng, len(wrong))])
     return "".join(f" {word}" for word in words)  # as it stands behind the prompt
+
+
+def _wrong_cells(grid: Grid, cell: Cell) -> list[Cell]:
+    """The walls beside a cell, the fault to learn from; where there are none, all cells that no move from it enters."""
+    column, row = cell
+    beside = [(column + across, row + along) for across, along in MOVES]
+    everywhere = [(column, row) for row in range(grid.height) for column in range(grid.width)]
+    return [wall for wall in beside if wall in grid.walls] or [there for there in everywhere if there not in beside]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ def optimal(
 ) -> list[float]:
     """Score 1 where the completion is a shortest path to the goal and stops there, else 0.
 
-    >>> optimal(["grid 2 2 walls start a1 goal b1 path"] * 2, ["right b1", "down a2 right b2 up b1"], [False, False])
+    >>> optimal(["grid 2 2 walls start a1 goal b1 path"] * 2, ["b1", "a2 b2 b1"], [False, False])
     [1.0, 0.0]
     """
     return [float(score.optimal) for score in score_completions(prompts, completions, truncated)]

@@ -1,4 +1,4 @@
-"""The words of the gridworld: names of cells and moves, prompts and paths as text."""
+"""The words of the gridworld: names of cells, prompts and paths as text."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import NamedTuple
 Cell = tuple[int, int]  # (column, row), from 0
 
 MIN_SIZE, MAX_SIZE = 2, 8
-MOVES: dict[str, Cell] = {"up": (0, -1), "down": (0, 1), "left": (-1, 0), "right": (1, 0)}
+MOVES: tuple[Cell, ...] = ((0, -1), (0, 1), (-1, 0), (1, 0))  # up, down, left, right
 LAYOUT = "grid WIDTH HEIGHT walls CELL ... start CELL goal CELL path"
 
 _KEYWORDS = {0: "grid", 3: "walls", -5: "start", -3: "goal", -1: "path"}
@@ -48,31 +48,30 @@ def reading_order(cell: Cell) -> tuple[int, int]:
 
 
 def path_text(cells: Sequence[Cell]) -> str:
-    """Write a path as completion text: every move and the cell that it enters.
+    """Write a path as completion text: the cell that each move enters.
+
+    A move is named by where it leads, not by its direction: to keep off a wall the model then only has to leave out a
+    word that the prompt holds, where a direction would ask for the place behind it first.
 
     Args:
         cells: the cells of the path, its start first; neighbours in the list are neighbours on the grid.
 
     Returns:
-        Two words per move; the empty text if `cells` holds the start alone.
+        A word per move; the empty text if `cells` holds the start alone.
 
     Raises:
         ValueError: if two cells in a row are not one move apart.
 
     >>> path_text([(0, 0), (1, 0), (1, 1)])
-    'right b1 down b2'
+    'b1 b2'
     """
-    words = []
     for left, entered in pairwise(cells):
-        offset = (entered[0] - left[0], entered[1] - left[1])
-        names = [name for name, move in MOVES.items() if move == offset]
-        if not names:
+        if (entered[0] - left[0], entered[1] - left[1]) not in MOVES:
             raise ValueError(
                 f"`cells` must be one move apart, got {cell_name(left)} then {cell_name(entered)}: "
                 "a path goes up, down, left or right by one cell."
             )
-        words += [names[0], cell_name(entered)]
-    return " ".join(words)
+    return " ".join(cell_name(cell) for cell in cells[1:])
 
 
 def prompt_text(fields: PromptFields) -> str:
@@ -122,12 +121,12 @@ def vocabulary(width: int, height: int) -> list[str]:
         ValueError: if `width` or `height` is not between 2 and 8.
 
     >>> vocabulary(2, 2)
-    ['grid', 'walls', 'start', 'goal', 'path', 'up', 'down', 'left', 'right', '2', 'a1', 'b1', 'a2', 'b2']
+    ['grid', 'walls', 'start', 'goal', 'path', '2', 'a1', 'b1', 'a2', 'b2']
     """
     check_size(width, height)
     sizes = [str(size) for size in range(MIN_SIZE, max(width, height) + 1)]
     cells = [cell_name((column, row)) for row in range(height) for column in range(width)]
-    return [*_KEYWORDS.values(), *MOVES, *sizes, *cells]
+    return [*_KEYWORDS.values(), *sizes, *cells]
 
 
 def check_size(width: int, height: int) -> None:

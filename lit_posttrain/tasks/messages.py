@@ -21,8 +21,8 @@ def assistant_text(completion: TextOrMessages) -> str:
     Raises:
         ValueError: if the messages hold no assistant message, or its content is no text.
 
-    >>> assistant_text([{"role": "assistant", "content": "right b1"}])
-    'right b1'
+    >>> assistant_text([{"role": "assistant", "content": "b1"}])
+    'b1'
     """
     return completion if isinstance(completion, str) else _last_content(completion, role="assistant")
 

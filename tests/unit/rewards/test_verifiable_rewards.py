@@ -18,12 +18,12 @@ SHARED = os.environ.get("LIT_POSTTRAIN_SHARED")
 
 def test_path_reward_is_for_arriving_and_for_few_moves() -> None:
     completions = [
-        "right b1 right c1",
-        "right b1 left a1 right b1 right c1",
-        "down a2 down a3 right b3 right c3 up c2 up c1",
-        "right b1 right c1 down c2",
-        "right b1",
-        "right c1",
+        "b1 c1",
+        "b1 a1 b1 c1",
+        "a2 a3 b3 c3 c2 c1",
+        "b1 c1 c2",
+        "b1",
+        "c1",
         "",
     ]
     rewards = path_reward([PROMPT] * 7, completions, [False] * 7, answer=["unused"] * 7)
@@ -31,12 +31,12 @@ def test_path_reward_is_for_arriving_and_for_few_moves() -> None:
 
 
 def test_path_cut_off_at_the_goal_gets_nothing() -> None:
-    assert path_reward([PROMPT] * 2, ["right b1 right c1"] * 2, [True, False]) == [0.0, 1.0]
+    assert path_reward([PROMPT] * 2, ["b1 c1"] * 2, [True, False]) == [0.0, 1.0]
 
 
 def test_path_reward_by_the_protocol() -> None:
     columns = {"truncated": [False], "completion_ids": [[1, 2, 3]], "shortest": [2]}
-    completion = [{"role": "assistant", "content": "right b1 right c1"}]
+    completion = [{"role": "assistant", "content": "b1 c1"}]
     scores = RewardFunctions(path_reward)([[{"role": "user", "content": PROMPT}]], [completion], columns)
     torch.testing.assert_close(scores, torch.tensor([[1.0]]))
 
