@@ -60,7 +60,8 @@ class DPO(SupervisedModule):
         length_normalised: compare means per token instead of sums; None = what the loss is published with: means for
             `ipo`, `simpo` and `orpo`, of which the last two can do with means alone.
         precompute_reference: compute the reference's log-probs of all rows once before training and keep them by row,
-            instead of keeping a second model. In the first epoch they are those of the online reference to the bit.
+            instead of keeping a second model (with an adapter there is none; this saves its forward). In the first
+            epoch they are those of the online reference to the bit.
         sampling: how completions are drawn in validation.
         generation_batch_size: see `GRPO`.
         val_samples: samples of each validation prompt, beside the greedy completion.

@@ -143,7 +143,7 @@ def fresh_adapter(
         task_type="CAUSAL_LM" if model.can_generate() else None,
     )
     with torch.random.fork_rng(devices=[]), _without_known_warnings():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # that of the CPU, the only one that is forked
         return Adapter(get_peft_model(model, config), export=export)
 
 

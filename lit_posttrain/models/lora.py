@@ -24,7 +24,7 @@ class Lora:
     r"""Trains :math:`W + \frac{\alpha}{r} B A` with the weight :math:`W` left as it is (LoRA, arXiv:2106.09685).
 
     :math:`B` starts at 0, so that a fresh adapter changes nothing. There is no dropout, as everywhere here: a policy
-    has to agree with itself. It takes about ten times the learning rate of training all weights.
+    has to agree with itself. It takes several times the learning rate of training all weights.
 
     Args:
         r: rank of the change of a layer.
