@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lit_posttrain.data.preferences import PreferenceDataModule
     from lit_posttrain.data.prompts import PromptDataModule
     from lit_posttrain.models.loading import Pretrained
+    from lit_posttrain.models.lora import Lora
     from lit_posttrain.rewards.protocol import RewardFunctions
     from lit_posttrain.rollout.sampling import Sampling
 
@@ -25,6 +26,7 @@ __all__ = [
     "RLOO",
     "SFT",
     "InstructDataModule",
+    "Lora",
     "PreferenceDataModule",
     "Pretrained",
     "PromptDataModule",
@@ -39,6 +41,7 @@ _HOME = {
     "DPO": "lit_posttrain.algos.dpo",
     "GRPO": "lit_posttrain.algos.grpo",
     "InstructDataModule": "lit_posttrain.data.instruct",
+    "Lora": "lit_posttrain.models.lora",
     "PreferenceDataModule": "lit_posttrain.data.preferences",
     "Pretrained": "lit_posttrain.models.loading",
     "RLOO": "lit_posttrain.algos.rloo",

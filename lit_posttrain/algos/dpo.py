@@ -18,7 +18,7 @@ from lit_posttrain.algos.supervised_module import SupervisedModule
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.batching import StepPart, SupervisedBatch, TwinBatch
 from lit_posttrain.functional import aggregate, sequence_logprobs
-from lit_posttrain.models.reference import FrozenReference
+from lit_posttrain.models.reference import Reference
 from lit_posttrain.rollout.sampling import Sampling
 
 WARMUP = 0.1  # of all steps
@@ -60,7 +60,8 @@ class DPO(SupervisedModule):
         length_normalised: compare means per token instead of sums; None = what the loss is published with: means for
             `ipo`, `simpo` and `orpo`, of which the last two can do with means alone.
         precompute_reference: compute the reference's log-probs of all rows once before training and keep them by row,
-            instead of keeping a second model. In the first epoch they are those of the online reference to the bit.
+            instead of keeping a second model (with an adapter there is none; this saves its forward). In the first
+            epoch they are those of the online reference to the bit.
         sampling: how completions are drawn in validation.
         generation_batch_size: see `GRPO`.
         val_samples: samples of each validation prompt, beside the greedy completion.
@@ -121,7 +122,7 @@ class DPO(SupervisedModule):
                 f"`precompute_reference` does not go with `loss={self.loss_name}`: which prompts and completions are "
                 "mismatched differs from epoch to epoch. Leave it off."
             )
-        self.reference: FrozenReference | None = None
+        self.reference: Reference | None = None
         self._table = ReferenceTable()
         self._kl = torch.zeros(())
         self._val = {name: MeanMetric() for name in ("loss", "accuracy", "chosen", "rejected", "logp_w", "logp_l")}
@@ -154,11 +155,11 @@ class DPO(SupervisedModule):
         return linear
 
     def configure_model(self) -> None:
-        """Load the policy, and copy it where a reference is needed: before any checkpoint is restored."""
+        """Load the policy, and keep it where a reference is needed: before any checkpoint is restored."""
         super().configure_model()
         keeps_copy = self.objective.needs_reference and not self.precompute_reference
         if keeps_copy and self.reference is None and self.policy is not None:
-            self.reference = FrozenReference(self.policy)
+            self.reference = self.make_reference()
 
     def on_fit_start(self) -> None:
         """Get the reference ready, while the policy is still as it was."""

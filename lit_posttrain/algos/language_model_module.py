@@ -1,15 +1,20 @@
 """What every module that starts from a language model shares: finding it, its tokenizer and export."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler, TrainingModule
 from lit_posttrain.models.loading import Pretrained, as_pretrained
+from lit_posttrain.models.lora import as_adapter
 from lit_posttrain.models.tokenizers import check_tokenizer
+
+if TYPE_CHECKING:
+    from lit_posttrain.models.adapter import Adapter
 
 ModelSource: TypeAlias = str | Path | Pretrained | PreTrainedModel | Callable[[], PreTrainedModel]
 
@@ -19,11 +24,16 @@ class LanguageModelModule(TrainingModule):
 
     Args:
         source: name or path of a model, a `Pretrained`, a built model, or a function that builds one. Names,
-            `Pretrained` and functions are loaded in `configure_model`, after all arguments have been checked.
+            `Pretrained` and functions are loaded in `configure_model`, after all arguments have been checked. With
+            `Pretrained(lora=...)`, or a `PeftModel` with a LoRA adapter, the adapter alone is trained, and
+            checkpoints hold no more than is trained.
         argument: what the algorithm calls it, for errors.
         tokenizer: needed with a built model that carries no name, otherwise found by the model's name.
         optimizer: see `TrainingModule`.
         scheduler: see `TrainingModule`.
+
+    Attributes:
+        adapter: the adapter that is trained; None = all weights are, or the model is not loaded yet.
 
     Raises:
         TypeError: if `source` is none of these.
@@ -49,6 +59,7 @@ class LanguageModelModule(TrainingModule):
         self._source = lambda: found
         self._argument = argument
         self._given_tokenizer = tokenizer
+        self.adapter: Adapter | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -63,6 +74,8 @@ class LanguageModelModule(TrainingModule):
         """As the model came with it."""
         if self._given_tokenizer is None:
             source = self._source()
+            if (given := as_adapter(source)) is not None:
+                source = given.model
             if isinstance(source, PreTrainedModel) and source.name_or_path:
                 source = Pretrained(source.name_or_path)
             if not isinstance(source, Pretrained):
@@ -89,11 +102,87 @@ class LanguageModelModule(TrainingModule):
             source.check()
 
     def load_model(self) -> PreTrainedModel:
-        """The causal language model to start from, with which the tokenizer has been seen to fit."""
+        """The causal language model to start from, with which the tokenizer has been seen to fit.
+
+        It has no adapter yet, unless it was given with one.
+        """
         source = self._source()
         if isinstance(source, Pretrained):
-            model = source.load()
+            model = source.load_base()
         else:
-            model = source if isinstance(source, PreTrainedModel) else source()
+            model = source if isinstance(source, PreTrainedModel) or as_adapter(source) else source()
+            if (given := as_adapter(model)) is not None:
+                self.adapter, model = given, given.model
         check_tokenizer(self._own_tokenizer(), vocab_size=model.get_input_embeddings().weight.shape[0])
         return model
+
+    def attach_adapter(self, model: PreTrainedModel) -> None:
+        """Put the adapter on the model that is to be trained, where one is asked for."""
+        source = self._source()
+        lora = source.adapter if isinstance(source, Pretrained) else None
+        if lora is not None:
+            self.adapter = lora.attach(model)
+
+    def merged_model(self) -> PreTrainedModel:
+        """The transformers model without an adapter: where one is trained, a copy with the adapter added."""
+        return self.language_model if self.adapter is None else self.adapter.merged()
+
+    def exported_weights(self) -> dict[str, Tensor]:
+        """The tensors that `save_pretrained` writes, by name."""
+        if self.adapter is not None and self.adapter.export == "adapter":
+            return self.adapter.state_dict()
+        return self.merged_model().state_dict()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With an adapter, leave out what is frozen: it is loaded from where it came from."""
+        super().on_save_checkpoint(checkpoint)
+        if self.adapter is not None:
+            frozen = self._frozen_names()
+            checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n not in frozen}
+            checkpoint["adapter_only"] = True
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Find out whether this module can go on from a checkpoint, before anything else is done.
+
+        Raises:
+            ValueError: if another class wrote it, or only one of the two trains an adapter.
+        """
+        super().check_checkpoint(checkpoint)
+        source = self._source()
+        if not isinstance(source, Pretrained | PreTrainedModel) and self.adapter is None and not as_adapter(source):
+            return  # a function: what it builds is known once it has been called
+        here = self.adapter is not None or as_adapter(source) is not None
+        here |= isinstance(source, Pretrained) and source.adapter is not None
+        there = checkpoint.get("adapter_only", False)
+        if there and not here:
+            raise ValueError(
+                "the checkpoint holds an adapter without its model, and this run trains all weights: give the model "
+                "and the adapter's options as its run had them, `model/lora=default`."
+            )
+        if here and not there:
+            raise ValueError(
+                "the checkpoint holds a whole model, and this run trains an adapter: leave out `model/lora`, or put "
+                "an adapter on its run's export, `model=local model.path=<run>/export model/lora=default`."
+            )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights; with an adapter, what is frozen may be missing and nothing else.
+
+        Raises:
+            ValueError: if the adapter is of another shape.
+        """
+        if self.adapter is None:
+            return super().load_state_dict(state_dict, strict, assign)
+        frozen, own = self._frozen_names(), self.state_dict()
+        kept = {name: tensor for name, tensor in own.items() if name in frozen}
+        try:
+            return super().load_state_dict({**kept, **state_dict}, strict, assign)
+        except RuntimeError as error:
+            raise ValueError(
+                "the checkpoint does not fit this run's adapter: give `model.lora.r`, `model.lora.target_modules` and "
+                f"the model as they were (config.yaml of its run has them). {' '.join(str(error).split())[:300]}"
+            ) from error
+
+    def _frozen_names(self) -> set[str]:
+        named = self.named_parameters(remove_duplicate=False)  # tied weights have two names
+        return {name for name, parameter in named if not parameter.requires_grad}

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_posttrain.algos.language_model_module import LanguageModelModule, ModelSource
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.models.policy import Policy
+from lit_posttrain.models.reference import AdapterReference, FrozenReference, Reference
 
 PolicySource = ModelSource
 
@@ -48,9 +49,22 @@ class PolicyModule(LanguageModelModule):
     def configure_model(self) -> None:
         """Load the policy; Lightning calls this once for every fit, validate or predict."""
         if self.policy is None:  # train() for gradient checkpointing
-            self.policy = Policy(self.load_model(), chunk_size=self._logits_chunk_size).train()
+            model = self.load_model()
+            self.attach_adapter(model)
+            self.policy = Policy(model, chunk_size=self._logits_chunk_size).train()
+
+    def make_reference(self) -> Reference:
+        """The policy as it is now, for later: a copy of it or, with an adapter, of as little as is needed."""
+        assert self.policy is not None
+        return FrozenReference(self.policy) if self.adapter is None else AdapterReference(self.policy, self.adapter)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write policy and tokenizer as a Hugging Face folder that `AutoModelForCausalLM` loads."""
-        self.language_model.save_pretrained(folder)
+        """Write policy and tokenizer as a Hugging Face folder that `AutoModelForCausalLM` loads.
+
+        With `Lora(export="adapter")` the adapter alone: a folder that `AutoPeftModelForCausalLM` loads.
+        """
+        if self.adapter is not None and self.adapter.export == "adapter":
+            self.adapter.save_pretrained(folder)
+        else:
+            self.merged_model().save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)

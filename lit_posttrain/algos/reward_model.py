@@ -18,6 +18,7 @@ from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.batching import PreferenceBatch, StepPart
 from lit_posttrain.data.step_loader import StepLoader
 from lit_posttrain.functional import bradley_terry_loss, calibration_error, correlation, pair_accuracy
+from lit_posttrain.models.loading import Pretrained
 from lit_posttrain.models.reward_network import RewardNetwork
 from lit_posttrain.models.tokenizers import with_own_pad_token
 
@@ -49,7 +50,7 @@ class RewardModel(LanguageModelModule):
         scheduler: makes the schedule; None = cosine to 0 after a warm-up over 3 % of the steps.
 
     Raises:
-        ValueError: if a number is out of its range, or `normalization` is unknown.
+        ValueError: if a number is out of its range, `normalization` is unknown, or an adapter is to be exported alone.
     """
 
     progress_bar = ("train/loss", "rewards/margin")
@@ -74,6 +75,11 @@ class RewardModel(LanguageModelModule):
         if normalization_pairs < 1:
             raise ValueError(
                 f"`normalization_pairs` must be >= 1, got {normalization_pairs}: pairs to measure scores on."
+            )
+        if isinstance(model, Pretrained) and model.lora is not None and model.lora.export == "adapter":
+            raise ValueError(
+                "`model.lora.export=adapter` does not go with a reward model, whose head is no part of the adapter: "
+                "use `model.lora.export=merged`."
             )
         self.centering = centering
         self.margin_scale = margin_scale
@@ -106,10 +112,20 @@ class RewardModel(LanguageModelModule):
 
     def configure_model(self) -> None:
         """Load the language model and put the head on it; Lightning calls this once for every fit or validate."""
-        if self.network is None:
-            self.network = RewardNetwork.from_causal_lm(
-                self.load_model(), pad_id=self.tokenizer.pad_token_id, vocab_size=len(self.tokenizer)
-            ).train()  # for gradient checkpointing
+        if self.network is not None:
+            return
+        model = self.load_model()
+        if self.adapter is not None:
+            raise ValueError(
+                "a reward model starts from a whole model, got one with an adapter in it: give "
+                "`Pretrained(path, lora=Lora(adapter=folder))`, or merge it first with `merge_and_unload`."
+            )
+        network = RewardNetwork.from_causal_lm(
+            model, pad_id=self.tokenizer.pad_token_id, vocab_size=len(self.tokenizer)
+        )
+        self.attach_adapter(network.model)
+        network.model.score.requires_grad_(True)  # new, so that it is trained beside an adapter, too
+        self.network = network.train()  # for gradient checkpointing
 
     def loss(self, batch: StepPart[PreferenceBatch]) -> Tensor:
         """This micro-batch's share of the optimiser step's loss: ()."""
@@ -192,7 +208,7 @@ class RewardModel(LanguageModelModule):
         It gives raw scores of right-padded sequences that end with the EOS. To normalise them subtract `score_mean` of
         its config.json and divide by `score_scale`.
         """
-        self._loaded().save_pretrained(folder)
+        self._loaded().save_pretrained(folder, self.merged_model())
         self.tokenizer.save_pretrained(folder)
 
     def _loaded(self) -> RewardNetwork:

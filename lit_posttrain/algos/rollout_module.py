@@ -16,7 +16,7 @@ from lit_posttrain.algos.rollout_metrics import RolloutRecord, rollout_metrics
 from lit_posttrain.algos.samples import Samples, first_with_spread
 from lit_posttrain.batching import PlannedRollout, Rollout, in_batches, plan_steps
 from lit_posttrain.models.policy import TokenStatistics
-from lit_posttrain.models.reference import FrozenReference
+from lit_posttrain.models.reference import Reference
 from lit_posttrain.models.tokenizers import pad_token_id
 from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
 from lit_posttrain.rollout.counter_rng import stable_hash
@@ -38,7 +38,7 @@ class RolloutModule(CompletingModule):
         group_size: completions of each prompt in a rollout, G.
         num_minibatches: optimiser steps in one pass over a rollout.
         num_epochs: passes over a rollout.
-        needs_reference: whether there is a KL term, so that a frozen copy of the policy is kept.
+        needs_reference: whether there is a KL term, so that the initial policy is kept.
         max_refills: further prompt batches that may be sampled in place of groups without spread; 0 = keep all groups.
         sampling: how completions are drawn, in rollouts and in sampled validation.
         generation_batch_size: see `CompletingModule`.
@@ -97,7 +97,7 @@ class RolloutModule(CompletingModule):
         self.num_epochs = num_epochs
         self.max_refills = max_refills
         self.seed = seed
-        self.reference: FrozenReference | None = None
+        self.reference: Reference | None = None
         self.last_rollout: RolloutRecord | None = None
         self._needs_reference = needs_reference
         self._unlogged: dict[str, Tensor] = {}
@@ -137,10 +137,10 @@ class RolloutModule(CompletingModule):
         """How many of these tokens have a gradient, (B, C) twice to (); a step without any is skipped."""
 
     def configure_model(self) -> None:
-        """Load the policy, and copy it where a reference is needed: before any checkpoint is restored."""
+        """Load the policy, and keep it where a reference is needed: before any checkpoint is restored."""
         super().configure_model()
         if self._needs_reference and self.reference is None and self.policy is not None:
-            self.reference = FrozenReference(self.policy)
+            self.reference = self.make_reference()
 
     def on_fit_start(self) -> None:
         """Move the reference to where the policy is."""

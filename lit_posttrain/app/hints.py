@@ -45,6 +45,8 @@ def explain_composition_error(error: BaseException, arguments: list[str]) -> str
     unknown = re.search(r"Key '([^']+)' is not in struct", text)
     if missing_group:
         name = missing_group.group(1)
+        if name.startswith("model.lora.") and "model/lora=default" not in arguments:
+            return f"`{name}` belongs to LoRA, which is off: add `model/lora=default`."
         return (
             f"there is no option `{name}`.{nearest_key(name, _known_keys(arguments))} See `--cfg job` for all of them."
         )
@@ -78,7 +80,7 @@ def _known_keys(arguments: list[str]) -> list[str]:
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import DictConfig, OmegaConf
 
-    choices = [a for a in arguments if re.fullmatch(r"[a-z_]+=[A-Za-z0-9_]+", a)]
+    choices = [a for a in arguments if re.fullmatch(r"[a-z_/]+=[A-Za-z0-9_]+", a)]
     GlobalHydra.instance().clear()
     cfg: DictConfig | None = None
     with initialize_config_module("lit_posttrain.conf", version_base="1.3"):

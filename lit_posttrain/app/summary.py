@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from lit_posttrain.algos.language_model_module import LanguageModelModule
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
-from lit_posttrain.models.fingerprint import weights_sha256
+from lit_posttrain.models.fingerprint import tensors_sha256
 
 PACKAGES = ("lit-posttrain", "torch", "lightning", "transformers", "hydra-core")
 
@@ -30,7 +30,7 @@ def describe_run(
         "wall_s": round(wall_s, 2),
         "device": _device(module),
         "versions": _versions(),
-        "weights_sha256": weights_sha256(module.language_model),
+        "weights_sha256": tensors_sha256(module.exported_weights()),
         "peak_memory_mb": _peak_memory_mb(module),
         "throughput": {"tokens_per_s": history.metrics.get("throughput/tokens_per_s", {}).get("last")},
         "metrics": dict(sorted(history.metrics.items())),

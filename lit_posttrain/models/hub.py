@@ -30,11 +30,25 @@ def hub_is_reachable() -> bool:
     return True
 
 
-def resolve_folder(path: str) -> tuple[str, bool]:
+# What a folder has to hold, and what is said where it is missing.
+NEEDED = {
+    "config.json": (
+        "a config.json, so it is no Hugging Face model. Point `model.path` at a folder written by `save_pretrained`, "
+        "or at the export/ folder of a run."
+    ),
+    "adapter_config.json": (
+        "an adapter_config.json, so it is no adapter. Point `model.lora.adapter` at a folder that PEFT wrote, or at "
+        "the export/ folder of a run with `model.lora.export=adapter`."
+    ),
+}
+
+
+def resolve_folder(path: str, *, file: str = "config.json") -> tuple[str, bool]:
     """Where to load `path` from: a local folder, the cache, or the Hub.
 
     Args:
         path: a folder, or the name of a repository on the Hub such as "gpt2".
+        file: what makes a folder one of the wanted kind, "config.json" or "adapter_config.json".
 
     Returns:
         What to pass to `from_pretrained`, and its `local_files_only`.
@@ -46,17 +60,14 @@ def resolve_folder(path: str) -> tuple[str, bool]:
 
     folder = Path(path).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(
-                f"`{path}` is a folder without a config.json, so it is no Hugging Face model. "
-                "Point `model.path` at a folder written by `save_pretrained`, or at the export/ folder of a run."
-            )
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"`{path}` is a folder without {NEEDED[file]}")
         return str(folder), True
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or ":" in path:
         raise FileNotFoundError(f"there is no folder `{path}` (looked at {folder.resolve()}); check `model.path`.")
     if hub_is_reachable():
         return path, False
-    if isinstance(try_to_load_from_cache(path, "config.json"), str):
+    if isinstance(try_to_load_from_cache(path, file), str):
         return path, True
     offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
     raise FileNotFoundError(

@@ -1,10 +1,11 @@
 """Policies and tokenizers by name or path, loaded when they are asked for and not before."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_posttrain.models.hub import resolve_folder
+from lit_posttrain.models.lora import Lora, base_of_adapter, holds_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +20,8 @@ class Pretrained:
     """A Hugging Face model that is not loaded yet.
 
     Args:
-        path: a folder written by `save_pretrained`, a repository on the Hub, or "tiny", which comes with the package.
+        path: a folder written by `save_pretrained`, a repository on the Hub, or "tiny", which comes with the package;
+            or the folder of a PEFT adapter, which is then trained further on the model that it names.
         dtype: of the weights; "auto" takes that of the folder. Keep float32 to train: an update of a bfloat16 weight at
             the usual learning rates is below its resolution. For bf16 compute use `trainer.precision=bf16-mixed`.
         attention: the attention implementation; None = what transformers chooses for the model.
@@ -27,9 +29,11 @@ class Pretrained:
         random_init: the architecture with fresh weights instead of the stored ones.
         seed: of the fresh weights.
         tokenizer: another folder or repository to take the tokenizer from; None = `path`.
+        lora: train a low-rank adapter instead of all weights; None = all weights.
 
     Raises:
-        ValueError: if `dtype` or `attention` is none of the names above.
+        ValueError: if `dtype` or `attention` is none of the names above, or `lora` would export an adapter of random
+            weights.
     """
 
     path: str
@@ -39,6 +43,7 @@ class Pretrained:
     random_init: bool = False
     seed: int = 0
     tokenizer: str | None = None
+    lora: Lora | None = None
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -50,9 +55,40 @@ class Pretrained:
             raise ValueError(
                 f"`model.attention` must be one of {', '.join(ATTENTION)} or null, got `{self.attention}`."
             )
+        if self.random_init and self.lora is not None and self.lora.export == "adapter":
+            raise ValueError(
+                "`model.lora.export=adapter` does not go with `model.random_init`: nobody could load the weights that "
+                "the adapter belongs to. Use `model.lora.export=merged`."
+            )
+
+    @property
+    def adapter(self) -> Lora | None:
+        """What is trained instead of all weights: `lora`, or the adapter that `path` holds.
+
+        Raises:
+            ValueError: if there are two adapters.
+        """
+        if not holds_adapter(self.path):
+            return self.lora
+        lora = self.lora or Lora()
+        if lora.adapter is not None:
+            raise ValueError(
+                f"`model.path` and `model.lora.adapter` are both adapters, `{self.path}` and `{lora.adapter}`: give "
+                "one."
+            )
+        return replace(lora, adapter=self.path)
 
     def load(self) -> "PreTrainedModel":
-        """The model, in eval mode, on the CPU.
+        """The model with its adapter where it has one, in eval mode, on the CPU.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
+        """
+        model, adapter = self.load_base(), self.adapter
+        return model if adapter is None else adapter.attach(model).model
+
+    def load_base(self) -> "PreTrainedModel":
+        """The model without an adapter, in eval mode, on the CPU.
 
         Raises:
             FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
@@ -60,7 +96,7 @@ class Pretrained:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
-        folder, local = self._folder(self.path)
+        folder, local = self._base_folder()
         if self.random_init:
             config = AutoConfig.from_pretrained(folder, local_files_only=local)
             dtype = config.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
@@ -86,7 +122,13 @@ class Pretrained:
         """
         from transformers import AutoTokenizer
 
-        folder, local = self._folder(self.tokenizer or self.path)
+        path = self.tokenizer or self.path
+        if holds_adapter(path):
+            beside = Path(path).expanduser()
+            if (beside / "tokenizer_config.json").is_file():
+                return AutoTokenizer.from_pretrained(beside, local_files_only=True)
+            path = base_of_adapter(path)
+        folder, local = self._folder(path)
         return AutoTokenizer.from_pretrained(folder, local_files_only=local)
 
     def check(self) -> None:
@@ -95,11 +137,14 @@ class Pretrained:
         Raises:
             FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
             ValueError: if it is no causal language model.
+            ModuleNotFoundError: if there is an adapter and peft is not installed.
         """
         from transformers import AutoConfig
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-        folder, local = self._folder(self.path)
+        if (adapter := self.adapter) is not None:
+            adapter.check()
+        folder, local = self._base_folder()
         config = AutoConfig.from_pretrained(folder, local_files_only=local)
         if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise ValueError(
@@ -113,6 +158,20 @@ class Pretrained:
                 "model that it was trained from; in online algorithms it can be the reward: "
                 f"`reward=model reward.path={self.path}`."
             )
+
+    def _base_folder(self) -> tuple[str, bool]:
+        if not holds_adapter(self.path):
+            return self._folder(self.path)
+        if self.random_init:
+            raise ValueError(f"`model.random_init` does not go with an adapter, which `{self.path}` is: give a model.")
+        base = base_of_adapter(self.path)
+        try:
+            return self._folder(base)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"the model of the adapter `{self.path}` is missing: {error} If it is elsewhere by now: "
+                f"`model.path=<model> model/lora=default model.lora.adapter={self.path}`."
+            ) from error
 
     def _folder(self, path: str) -> tuple[str, bool]:
         return (str(BUILT_IN[path]), True) if path in BUILT_IN else resolve_folder(path)

@@ -1,11 +1,34 @@
-"""The frozen reference policy of a KL term."""
+"""The reference policy of a KL term: the policy as it was in the beginning."""
 
 import copy
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from lit_posttrain.models.policy import Policy
+
+if TYPE_CHECKING:
+    from lit_posttrain.models.adapter import Adapter
+
+
+class Reference(Protocol):
+    """What is asked of a reference policy."""
+
+    def to(self, device: torch.device) -> None:
+        """Move it to where the policy is."""
+
+    def logprobs(
+        self,
+        *,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        loss_mask: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        """Log-probs of the completion tokens under the reference, (B, C); arguments as in `Policy.forward`."""
 
 
 class FrozenReference:
@@ -45,3 +68,45 @@ class FrozenReference:
             loss_mask=loss_mask,
             temperature=temperature,
         ).logprobs
+
+
+class AdapterReference:
+    """The policy itself with its adapter as it was in the beginning: no second model in memory.
+
+    A fresh adapter is switched off. One that had been trained before belongs to the initial policy, and has a frozen
+    copy beside it that is switched to. Made before a checkpoint is restored, as `FrozenReference`.
+
+    Args:
+        policy: the policy, with its initial weights; not copied.
+        adapter: the adapter in it.
+    """
+
+    def __init__(self, policy: Policy, adapter: "Adapter") -> None:
+        self.policy = policy
+        self.adapter = adapter
+        adapter.keep_initial()
+
+    def to(self, device: torch.device) -> None:
+        """Nothing to do: it is where the policy is."""
+
+    @torch.no_grad()
+    def logprobs(
+        self,
+        *,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        loss_mask: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        """Log-probs of the completion tokens under the reference, (B, C); arguments as in `Policy.forward`."""
+        with self.adapter.initial():
+            return self.policy(
+                prompt_ids=prompt_ids,
+                prompt_mask=prompt_mask,
+                completion_ids=completion_ids,
+                completion_mask=completion_mask,
+                loss_mask=loss_mask,
+                temperature=temperature,
+            ).logprobs

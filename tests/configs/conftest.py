@@ -15,7 +15,7 @@ from lit_posttrain.models.loading import Pretrained
 def command_line(monkeypatch, tmp_path, capfd):
     """Run `lit-posttrain` with arguments in this process: exit status and what it printed, no weights loaded."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Pretrained, "load", lambda self: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(Pretrained, "load_base", lambda self: pytest.fail("weights were loaded"))
     handlers, level = list(logging.root.handlers), logging.root.level
 
     def call(*arguments: str, full_errors: str = "0") -> tuple[int, str, str]:

@@ -70,6 +70,12 @@ def test_help_examples_compose(example):
         (["algo.groupsize=4"], "there is no option `algo.groupsize`. Did you mean `algo.group_size`?"),
         (["optim.learning_rate=1"], "no option `optim.learning_rate`. `optim` has: lr, betas, eps, weight_decay."),
         (["algo.lr=1"], "there is no option `algo.lr`. Did you mean `optim.lr`?"),
+        (["model.lora.r=8"], "`model.lora.r` belongs to LoRA, which is off: add `model/lora=default`."),
+        (
+            ["model/lora=default", "model.lora.rank=8"],
+            "no option `model.lora.rank`. `model.lora` has: r, alpha, target_m",
+        ),
+        (["model/lora=defualt"], "there is no `model/lora=defualt`. Did you mean `default`?"),
         (["-m", "algo.groupsize=4,8"], "there is no option `algo.groupsize`. Did you mean `algo.group_size`?"),
         (["+algo.groupsize=4"], "there is no option `algo.groupsize`. Did you mean `group_size`?"),
         (["+max_steps=3"], "there is no option `max_steps`. Did you mean `trainer.max_steps`?"),
@@ -141,6 +147,14 @@ def test_a_sweep_runs_every_value(command_line, runs, tmp_path):
         (["experiment=dapo"], ["overlong_fraction: 0.2", "max_refills: 9"]),
         (["experiment=rloo"], ["_target_: lit_posttrain.algos.rloo.RLOO", "kl_coef: 0.03"]),
         (["algo=rloo"], ["_target_: lit_posttrain.algos.rloo.RLOO", "kl_coef: 0.05"]),
+        (["model=gpt2"], ["  lora: null"]),
+        (
+            ["model=gpt2", "model/lora=default"],
+            ["path: gpt2", "    _target_: lit_posttrain.models.lora.Lora", "    r: 16"],
+        ),
+        (["model/lora=default", "model.lora.r=8"], ["path: tiny", "    r: 8", "    target_modules: all-linear"]),
+        (["algo=reward_model", "model/lora=default", "model.lora.target_modules=[c_attn]"], ["    - c_attn"]),
+        (["model/lora=none"], ["  lora: null"]),
         (["algo=reinforce_pp", "algo.baseline=group"], ["ReinforcePlusPlus", "baseline: group"]),
     ],
 )

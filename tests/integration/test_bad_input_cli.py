@@ -18,7 +18,7 @@ GOOD_REWARD = "reward.path=lit_posttrain.rewards.gsm8k:exact_match"
 @pytest.fixture
 def no_weights(monkeypatch):
     """Loading weights is a failure of its own."""
-    monkeypatch.setattr(Pretrained, "load", lambda self: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(Pretrained, "load_base", lambda self: pytest.fail("weights were loaded"))
 
 
 def write_rows(path, rows) -> str:

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.fixture
 def no_weights(monkeypatch):
     """Loading weights is a failure of its own."""
-    monkeypatch.setattr(Pretrained, "load", lambda self: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(Pretrained, "load_base", lambda self: pytest.fail("weights were loaded"))
 
 
 @pytest.fixture
