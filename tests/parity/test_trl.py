@@ -90,7 +90,7 @@ def all_rows(data, tokenizer):
 def assert_same_tokens(batch, sequences):
     theirs = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     parts = ((sequences.prompt_ids, sequences.prompt_mask), (sequences.completion_ids, sequences.completion_mask))
-    ours = [sum((ids[row][mask[row]].tolist() for ids, mask in parts), []) for row in range(len(sequences))]
+    ours = [torch.cat([ids[row][mask[row]] for ids, mask in parts]).tolist() for row in range(len(sequences))]
     assert sorted(theirs) == sorted(ours)
     assert all(ids[-1] == EOS for ids in ours)
 
@@ -209,9 +209,8 @@ def judged_rows(batch):
     """TRL's batch of unpaired rows, with the mismatched completions that it chose."""
 
     def encoded(prefix, row):
-        ids, mask, taken = (
-            batch[f"{prefix}{name}"][row] for name in ("input_ids", "attention_mask", "completion_mask")
-        )
+        names = ("input_ids", "attention_mask", "completion_mask")
+        ids, mask, taken = (batch[f"{prefix}{name}"][row] for name in names)
         completion = ids[taken.bool()].tolist()
         return EncodedRow(ids[mask.bool() & ~taken.bool()].tolist(), completion, [True] * len(completion))
 
