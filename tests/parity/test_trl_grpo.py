@@ -6,6 +6,7 @@ import torch
 from lit_posttrain import GRPO, Sampling
 from lit_posttrain.algos.step_statistics import StepStatistics
 from lit_posttrain.batching import MicroBatch, Rollout
+from lit_posttrain.models.policy import Policy
 
 trl = pytest.importorskip("trl", reason='TRL is an extra: pip install -e ".[bench]"')
 from datasets import Dataset  # noqa: E402
@@ -13,24 +14,30 @@ from datasets import Dataset  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 LENGTHS = [6, 1, 3, 5, 2, 4]
+ADVANTAGES = [1.5, -0.7, 0.4, -1.2, 0.8, -0.3]
 LONGEST = 8
 
 
-def stored_rollout(old: bool, reference: bool) -> Rollout:
-    """Six completions of unequal lengths, with old log-probs on both sides of the clip range."""
+def stored_rollout(model, *, old: bool, reference: bool) -> Rollout:
+    """Six completions of unequal lengths; ratios to the old policy, if there is one, on both sides of the bounds."""
     generator = torch.Generator().manual_seed(0)
     shape = (len(LENGTHS), max(LENGTHS))
     mask = torch.arange(shape[1]) < torch.tensor(LENGTHS)[:, None]
-    return Rollout(
+    rollout = Rollout(
         prompt_ids=torch.randint(2, 40, (len(LENGTHS), 3), generator=generator),
         prompt_mask=torch.ones(len(LENGTHS), 3, dtype=torch.bool),
         completion_ids=torch.randint(2, 40, shape, generator=generator).masked_fill(~mask, 0),
         completion_mask=mask,
         loss_mask=mask,
-        advantages=torch.randn(len(LENGTHS), 1, generator=generator).expand(shape).clone(),
-        old_logprobs=-3 + torch.randn(shape, generator=generator) if old else None,
-        ref_logprobs=-3 + torch.randn(shape, generator=generator) if reference else None,
+        advantages=torch.tensor(ADVANTAGES)[:, None].expand(shape).clone(),
+        old_logprobs=None,
+        ref_logprobs=None,
     )
+    with torch.no_grad():
+        logprobs = Policy(model)(**rollout.model_inputs()).logprobs
+    rollout.old_logprobs = logprobs + 0.5 * torch.randn(shape, generator=generator) if old else None
+    rollout.ref_logprobs = logprobs + torch.randn(shape, generator=generator) if reference else None
+    return rollout
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -59,7 +66,7 @@ def stored_rollout(old: bool, reference: bool) -> Rollout:
     ],
 )
 def test_grpo(make_model, word_tokenizer, tmp_path, family, theirs, ours, old):
-    rollout = stored_rollout(old, "beta" in theirs)
+    rollout = stored_rollout(make_model(family), old=old, reference="beta" in theirs)
     theirs = {"epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0, **theirs}
     beta = theirs.pop("beta")
     args = trl.GRPOConfig(
