@@ -132,3 +132,15 @@ def test_left_padding_stays_outside(make_model):
         want = policy(**padded(prompts, completions, left=3, right=4, pad_id=1))
         got = policy(**padded(prompts, completions, left=3, right=4, pad_id=1), pack_ids=torch.tensor(PACKS))
     torch.testing.assert_close(got.logprobs, want.logprobs, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_mixed_precision(make_model, attention):
+    """The mask fits scores of either type, and rounding is not taken for a leak."""
+    policy = Policy(attending(make_model("llama", scale=2.0), attention))
+    with torch.no_grad():
+        want = policy(**batch(packs=None).model_inputs()).logprobs
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = policy(**batch().model_inputs()).logprobs
+    torch.testing.assert_close(got, want, atol=0.1, rtol=0.02)
+    assert not torch.equal(got, want)
