@@ -10,8 +10,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
+    GemmaConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
+    OPTConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -49,10 +52,18 @@ def _config(family: str):
         return Qwen2Config(**{k: v for k, v in _SMALL.items() if k != "head_dim"})
     if family == "gemma2":
         return Gemma2Config(**_SMALL, final_logit_softcapping=3.0, sliding_window=8, query_pre_attn_scalar=8)
+    if family == "gemma":
+        return GemmaConfig(**_SMALL)
+    if family == "gpt_neox":
+        return GPTNeoXConfig(**{k: v for k, v in _SMALL.items() if k not in ("head_dim", "num_key_value_heads")})
+    if family.startswith("opt"):  # that of 350m embeds in fewer dimensions than it thinks in, and has no last norm
+        small = {k: v for k, v in _SMALL.items() if k not in ("head_dim", "num_key_value_heads", "intermediate_size")}
+        own = {"word_embed_proj_dim": 8, "do_layer_norm_before": False} if family == "opt_350m" else {}
+        return OPTConfig(**{"word_embed_proj_dim": 16, "ffn_dim": 32, **small, **own})
     raise ValueError(family)
 
 
-FAMILIES = ("gpt2", "llama", "qwen2", "gemma2")
+FAMILIES = ("gpt2", "llama", "qwen2", "gemma2", "gemma", "gpt_neox", "opt", "opt_350m")
 MakeModel = Callable[..., PreTrainedModel]
 
 

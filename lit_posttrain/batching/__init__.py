@@ -1,6 +1,7 @@
 """Batch types, padding, and the planning of optimiser steps into micro-batches."""
 
 from lit_posttrain.batching.dealing import in_prompt_order
+from lit_posttrain.batching.packing import first_fit_decreasing
 from lit_posttrain.batching.passes import PassLoader, Place
 from lit_posttrain.batching.planned import PlannedRollout
 from lit_posttrain.batching.planning import in_batches, plan_steps
@@ -32,6 +33,7 @@ __all__ = [
     "TokenBatch",
     "TwinBatch",
     "UnpairedBatch",
+    "first_fit_decreasing",
     "in_batches",
     "in_prompt_order",
     "lengths_to_mask",

@@ -106,6 +106,7 @@ class SupervisedBatch(TokenBatch):
         completion_ids: (B, C), right-padded.
         completion_mask: (B, C).
         loss_mask: (B, C), True on supervised tokens; a subset of `completion_mask`.
+        pack_ids: (B,), rows with the same number go through the model in one sequence; None = each by itself.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class SupervisedBatch(TokenBatch):
         completion_ids: Tensor,
         completion_mask: Tensor,
         loss_mask: Tensor,
+        pack_ids: Tensor | None = None,
     ) -> None:
         super().__init__(
             prompt_ids=prompt_ids,
@@ -124,19 +126,21 @@ class SupervisedBatch(TokenBatch):
             completion_mask=completion_mask,
         )
         self.loss_mask = loss_mask
+        self.pack_ids = pack_ids
 
     def model_inputs(self) -> dict[str, Tensor]:
         """What `Policy.forward` takes."""
-        return dict(vars(self))
+        return {name: tensor for name, tensor in self.fields().items() if tensor is not None}
 
     @classmethod
-    def collate(cls, rows: Sequence[EncodedRow], *, pad_id: int) -> Self:
+    def collate(cls, rows: Sequence[EncodedRow], *, pad_id: int, pack_ids: Sequence[int] | None = None) -> Self:
         """Pad rows to one batch.
 
         Args:
             rows: of none a row of a single token is made that counts for nothing, so that a rank without sequences can
                 still take part.
             pad_id: written where there is no token; masks come from lengths, so that it may be the EOS.
+            pack_ids: for each row the sequence that it shares with others; None = none does.
         """
         rows = rows or [EncodedRow([pad_id], [pad_id], [False])]
         prompt_ids, prompt_mask = pad_left([row.prompt_ids for row in rows], pad_id=pad_id)
@@ -153,6 +157,7 @@ class SupervisedBatch(TokenBatch):
             completion_ids=completion_ids,
             completion_mask=lengths_to_mask(lengths, width),
             loss_mask=loss_mask,
+            pack_ids=None if pack_ids is None else torch.tensor(pack_ids),
         )
 
 

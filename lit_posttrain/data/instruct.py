@@ -52,6 +52,8 @@ class InstructDataModule(SupervisedDataModule):
             "last" turn alone, or "refuse".
         batch_size: rows of an optimiser step, over all ranks; `accumulate_grad_batches` cuts it into micro-batches.
         val_batch_size: rows of a validation batch, over all ranks.
+        packing: let rows share sequences as long as the longest row of a step, without seeing one another. What a step
+            learns from does not change; less padding is computed. Not with flash attention.
         shuffle: whether each epoch goes through the rows in an order of its own.
         seed: of that order and of the rows held out.
         num_workers: processes that make tokens of the rows; 0 does it in this one.
@@ -89,6 +91,7 @@ class InstructDataModule(SupervisedDataModule):
         rewritten_turns: str = "last",
         batch_size: int = 64,
         val_batch_size: int = 64,
+        packing: bool = False,
         shuffle: bool = True,
         seed: int = 0,
         num_workers: int = 0,
@@ -127,4 +130,5 @@ class InstructDataModule(SupervisedDataModule):
             seed=seed,
             num_workers=num_workers,
             val_prompts=val_prompts,
+            packing=packing,
         )

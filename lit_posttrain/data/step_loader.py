@@ -45,6 +45,7 @@ class StepLoader(PassLoader):
             **self._place_state(self._place_to_store()),
             "batch_size": self.plan.batch_size,
             "sizes": self.plan.sizes,
+            "packing": self.plan.packing,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -58,6 +59,11 @@ class StepLoader(PassLoader):
             raise ValueError(
                 f"the checkpoint was made inside a step of {state['micro_batches']} micro-batches, this run's have "
                 f"{self._micro_batches}: resume with the same `accumulate_grad_batches`."
+            )
+        if inside_step and state.get("packing", False) != self.plan.packing:
+            raise ValueError(
+                "the checkpoint was made inside a step, and `data.packing` has changed since, which cuts a step into "
+                f"other micro-batches: resume with `data.packing={str(not self.plan.packing).lower()}`."
             )
         for name, own in (("batch_size", self.plan.batch_size), ("sizes", self.plan.sizes)):
             if state["position"] > 0 and state[name] != own:

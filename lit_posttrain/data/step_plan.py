@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
 
-from lit_posttrain.batching import StepPart
+from lit_posttrain.batching import StepPart, first_fit_decreasing
 from lit_posttrain.data.mixing import epoch_counts, epoch_rows
 
 
@@ -18,12 +18,14 @@ class StepPlan:
 
     The rows of a step are a function of the seed and the epoch; they are sorted by length and dealt out, rank r gets
     the r-th, the (r + world_size)-th, ..., and its rows are cut into micro-batches, so that little padding is computed.
-    Nothing has to divide anything: where a rank has no row a masked one takes part. The normaliser is that of the whole
-    step, known on every rank since every rank has all rows.
+    With `packing` a rank's rows first share sequences no longer than the step's longest row, and these are cut into
+    micro-batches. Nothing has to divide anything: where a rank has no row a masked one takes part. The normaliser is
+    that of the whole step, known on every rank since every rank has all rows.
 
     Args:
         sources: the encoded rows of each source.
-        collate: makes a batch of rows; of none one that counts for nothing.
+        collate: makes a batch of rows; of none one that counts for nothing. Told `pack_ids` too where rows share
+            sequences.
         batch_size: rows in a step, over all ranks; the last step of an epoch may be smaller.
         micro_batches: into how many a rank's rows are cut.
         weights: how often the rows of each source come in an epoch; None = once.
@@ -31,6 +33,7 @@ class StepPlan:
         seed: of these orders.
         complete: given all rows of a step, what is to stand in their place; the first micro-batch of a step then brings
             all of this rank's along.
+        packing: whether rows share sequences.
         rank: which share, from 0 to `world_size` - 1.
         world_size: into how many shares a step is dealt.
 
@@ -42,13 +45,14 @@ class StepPlan:
         self,
         sources: Sequence[Sequence[Any]],
         *,
-        collate: Callable[[Sequence[Any]], Any],
+        collate: Callable[..., Any],
         batch_size: int,
         micro_batches: int = 1,
         weights: Sequence[float] | None = None,
         shuffle: bool = True,
         seed: int = 0,
         complete: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
+        packing: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -68,6 +72,7 @@ class StepPlan:
         self.shuffle = shuffle
         self.seed = seed
         self.complete = complete
+        self.packing = packing
         self.rank = rank
         self.world_size = world_size
 
@@ -92,14 +97,23 @@ class StepPlan:
             normalizer = torch.tensor(float(max(1, sum(row.num_terms for row in rows))))
             by_length = sorted(range(len(rows)), key=lambda index: rows[index].length)
             own = by_length[self.rank :: self.world_size]
-            cuts = [len(own) * cut // self.micro_batches for cut in range(self.micro_batches + 1)]
-            parts = [own[begin:end] for begin, end in pairwise(cuts)]
+            sequences = [[index] for index in own]
+            if self.packing:
+                packed = first_fit_decreasing(
+                    [rows[index].length for index in own], capacity=rows[by_length[-1]].length
+                )
+                sequences = [[own[place] for place in sequence] for sequence in packed]
+            cuts = [len(sequences) * cut // self.micro_batches for cut in range(self.micro_batches + 1)]
+            parts = [sequences[begin:end] for begin, end in pairwise(cuts)]
             whole_step = [] if self.complete is None or part > 0 else [self._batch(rows, each) for each in parts]
             for number in range(part, self.micro_batches):
-                own_numbers = torch.tensor([numbers[index] for index in parts[number]] or [-1])
+                own_numbers = torch.tensor([numbers[index] for index in chain(*parts[number])] or [-1])
                 ahead = whole_step if number == 0 else []
                 yield StepPart(self._batch(rows, parts[number]), normalizer, own_numbers, ahead)
             part = 0
 
-    def _batch(self, rows: Sequence[Any], chosen: Sequence[int]) -> Any:
-        return self.collate([rows[index] for index in chosen])
+    def _batch(self, rows: Sequence[Any], sequences: Sequence[Sequence[int]]) -> Any:
+        chosen = [rows[index] for index in chain(*sequences)]
+        if len(chosen) == len(sequences):
+            return self.collate(chosen)
+        return self.collate(chosen, pack_ids=[place for place, each in enumerate(sequences) for _ in each])

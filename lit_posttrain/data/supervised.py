@@ -69,6 +69,7 @@ class SupervisedDataModule(LightningDataModule):
         seed: of that order.
         num_workers: processes that encode.
         val_prompts: prompts to complete in validation, beside the likelihood of its rows.
+        packing: whether rows share sequences of the model's input.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -89,6 +90,7 @@ class SupervisedDataModule(LightningDataModule):
         seed: int,
         num_workers: int,
         val_prompts: PromptDataModule | None,
+        packing: bool = False,
     ) -> None:
         super().__init__()
         for name, number, least in (
@@ -110,6 +112,7 @@ class SupervisedDataModule(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.val_prompts = val_prompts
+        self.packing = packing
         self._given_tokenizer = tokenizer
         self._parsed: dict[str, list[ParsedRows]] = {}
         self._encoded: dict[str, list[EncodedRows]] = {}
@@ -288,6 +291,7 @@ class SupervisedDataModule(LightningDataModule):
             shuffle=shuffle,
             seed=self.seed,
             complete=partial(with_mismatches, max_length=self._encoder.limit) if kind is JudgedRow else None,
+            packing=self.packing,
             rank=rank,
             world_size=world_size,
         )

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from lit_posttrain.functional import token_entropy, token_logprobs
 from lit_posttrain.models.head import OutputHead
+from lit_posttrain.models.packing import check_isolation, pack_rows
 
 
 class TokenStatistics(NamedTuple):
@@ -51,6 +52,7 @@ class Policy(nn.Module):
             raise ValueError(f"`chunk_size` must be >= 1, got {chunk_size}: it counts positions.")
         self.model = model
         self.chunk_size = chunk_size
+        self._isolates = False  # whether that has been seen
         disable_dropout(model)
         self._head = OutputHead.of(model)
         if self._head is None:
@@ -71,6 +73,7 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         entropy_gradient: bool = False,
         supervised: bool = False,
+        pack_ids: Tensor | None = None,
     ) -> TokenStatistics:
         """Log-probs and entropies of the completion tokens given all before them.
 
@@ -86,12 +89,31 @@ class Policy(nn.Module):
             temperature: that of the sampler; divides the logits.
             entropy_gradient: whether gradients flow through the entropy.
             supervised: whether `hits` and `mean_logprobs` are wanted, too.
+            pack_ids: (B,), rows with the same number go through the model in one sequence, without seeing one another;
+                the result stays by row. None = each row by itself.
+
+        Raises:
+            ValueError: if rows shall be packed and the model cannot keep them apart.
         """
         wanted = loss_mask.clone()
         wanted[0, 0] |= ~loss_mask.any()  # a fully masked batch still runs the head: every parameter gets a gradient
         rows, tokens = wanted.nonzero(as_tuple=True)
         predictors = prompt_mask.sum(1)[rows] - 1 + tokens  # in the row without its left padding
-        inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
+        if pack_ids is None:
+            inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
+        else:
+            if not self._isolates:
+                check_isolation(self.model)
+                self._isolates = True
+            inputs, sequences, offsets = pack_rows(
+                self.model,
+                prompt_ids=prompt_ids,
+                prompt_mask=prompt_mask,
+                completion_ids=completion_ids,
+                completion_mask=completion_mask,
+                pack_ids=pack_ids,
+            )
+            rows, predictors = sequences[rows], offsets[rows] + predictors
         if self._head is None:
             hidden = self.model(**inputs).logits[rows, predictors]
         else:

@@ -102,6 +102,41 @@ def test_micro_batches_change_neither_loss_nor_gradient(run_sft, smoothing):
             assert other.logged[step]["train/loss"] == pytest.approx(first.logged[step]["train/loss"], abs=1e-6)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_packing_changes_no_step(run_sft, family):
+    """AT-3 through a Trainer: loss, entropy, every gradient and validation, in one micro-batch and in several."""
+    data = {"batch_size": 8, "val_path": ROWS, "val_batch_size": 5}
+    trainer = {"max_steps": 3, "num_sanity_val_steps": -1}
+    settings = {"dtype": torch.float64, "family": family, "label_smoothing": 0.1}
+    _, want, whole = run_sft(data=data, trainer=trainer, **settings)
+    for parts in (1, 2, 5):
+        packed = {**data, "packing": True}
+        _, got, engine = run_sft(data=packed, trainer={**trainer, "accumulate_grad_batches": parts}, **settings)
+        assert len(got.gradients) == 3
+        for step, gradients in enumerate(want.gradients):
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(got.gradients[step][name], gradient, atol=1e-10, rtol=0, msg=name)
+            assert got.logged[step] == pytest.approx(want.logged[step], abs=1e-6)
+        scores = {name: value.item() for name, value in whole.callback_metrics.items()}
+        assert {name: value.item() for name, value in engine.callback_metrics.items()} == pytest.approx(
+            scores, abs=1e-6
+        )
+
+
+def test_a_packed_step_has_fewer_sequences(run_sft):
+    widths = []
+
+    class Shapes(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            packs = batch.batch.pack_ids
+            widths.append((len(batch), None if packs is None else len(packs.unique())))
+
+    run_sft(data={"batch_size": 11, "packing": True}, callbacks=[Shapes()], trainer={"max_steps": 1})
+    ((rows, sequences),) = widths
+    assert rows == 11
+    assert sequences <= 8
+
+
 def test_validation_is_over_the_tokens_of_the_whole_set(run_sft, make_model, word_tokenizer):
     """Rows of very different length, batches of unequal size; two forms of the same number."""
     data = {"val_path": ROWS, "val_batch_size": 4}
@@ -130,11 +165,12 @@ def test_completions_of_prompts_are_scored_beside(run_sft):
     assert trainer.callback_metrics["val/loss"] < 2
 
 
-def test_resumes_exactly(run_sft, tmp_path):
-    trainer = {"max_steps": 7, "accumulate_grad_batches": 2}
-    whole, _, _ = run_sft(trainer=trainer, callbacks=[keep_every(1, tmp_path / "whole")])
+@pytest.mark.parametrize("packing", [False, True])
+def test_resumes_exactly(run_sft, tmp_path, packing):
+    settings = {"trainer": {"max_steps": 7, "accumulate_grad_batches": 2}, "data": {"packing": packing}}
+    whole, _, _ = run_sft(callbacks=[keep_every(1, tmp_path / "whole")], **settings)
     for step in (1, 3, 4):
-        resumed, recorder, _ = run_sft(trainer=trainer, ckpt_path=tmp_path / "whole" / f"step={step}.ckpt")
+        resumed, recorder, _ = run_sft(ckpt_path=tmp_path / "whole" / f"step={step}.ckpt", **settings)
         assert len(recorder.gradients) == 7 - step
         for name, tensor in whole.language_model.state_dict().items():
             assert torch.equal(resumed.language_model.state_dict()[name], tensor), (step, name)

@@ -2,19 +2,21 @@
 
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 
-from lit_posttrain.batching import EncodedRow
+from lit_posttrain.batching import EncodedRow, SupervisedBatch
 from lit_posttrain.data.mixing import epoch_rows
 from lit_posttrain.data.order import permutation
+from lit_posttrain.data.step_loader import StepLoader
 from lit_posttrain.data.step_plan import StepPlan
 
 ROWS = [EncodedRow([n], [7] * (1 + n % 4), [True] * (n % 4) + [True]) for n in range(11)]
 
 
 def make_plan(sources=(ROWS,), **options) -> StepPlan:
-    return StepPlan(sources, collate=list, **{"batch_size": 4, "seed": 3, **options})
+    return StepPlan(sources, **{"collate": list, "batch_size": 4, "seed": 3, **options})
 
 
 def numbers(part) -> list[int]:
@@ -101,6 +103,60 @@ def test_all_rows_of_a_step_may_be_completed_together():
     plan = make_plan(complete=lambda rows: rows[:1], micro_batches=2)
     assert [len(part) for part in plan.parts(0)] == [0, 1] * 3
     assert next(plan.parts(0)).normalizer == ROWS[permutation(11, seed=3)[0]].num_terms
+
+
+PACKED = {"collate": partial(SupervisedBatch.collate, pad_id=0), "packing": True}
+
+
+def laid_out(part) -> list[list[int]]:
+    """Row numbers of each sequence of a micro-batch; none if it counts for nothing."""
+    batch = part.batch
+    if not batch.loss_mask.any():
+        return []
+    packs = range(len(batch)) if batch.pack_ids is None else batch.pack_ids.tolist()
+    assert part.numbers.tolist() == batch.prompt_ids.flatten().tolist()
+    return [[n for n, other in zip(part.numbers.tolist(), packs, strict=True) if other == pack] for pack in set(packs)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("micro_batches", [1, 2, 5])
+def test_packing_leaves_a_step_its_rows_and_its_normaliser(world_size, micro_batches):
+    whole = members(make_plan(batch_size=8), 1)
+    longest = [max(ROWS[row].length for row in rows) for rows in whole]
+    dealt, sequences = [[] for _ in whole], 0
+    for rank in range(world_size):
+        options = {"batch_size": 8, "rank": rank, "world_size": world_size, "micro_batches": micro_batches}
+        parts = list(make_plan(**options, **PACKED).parts(1))
+        assert [p.normalizer for p in parts] == [p.normalizer for p in make_plan(**options).parts(1)]
+        for number, part in enumerate(parts):
+            step = number // micro_batches
+            for rows in laid_out(part):
+                assert sum(ROWS[row].length for row in rows) <= longest[step]
+                dealt[step] += rows
+                sequences += 1
+    assert [sorted(rows) for rows in dealt] == [sorted(rows) for rows in whole]
+    assert sequences < 11
+
+
+def test_going_on_from_a_micro_batch_of_a_packed_step():
+    plan = make_plan(batch_size=8, micro_batches=2, **PACKED)
+    whole = [laid_out(part) for part in plan.parts(2)]
+    for start in range(5):
+        assert [laid_out(part) for part in plan.parts(2, start)] == whole[start:]
+
+
+def test_packing_may_change_between_steps_only():
+    loader = StepLoader(make_plan(batch_size=8, micro_batches=2, **PACKED), trainer=None)
+    state = {"micro_batches": 2, "batch_size": 8, "sizes": [11], "packing": False}
+    loader.load_state_dict({**state, "position": 2})
+    with pytest.raises(ValueError, match=r"inside a step.*resume with `data.packing=false`"):
+        loader.load_state_dict({**state, "position": 1})
+
+
+def test_rows_that_share_no_sequence_are_an_ordinary_batch():
+    """A mask would be for nothing."""
+    (part,) = make_plan([ROWS[:1] * 3], **PACKED).parts(0)
+    assert part.batch.pack_ids is None
 
 
 @pytest.mark.parametrize(

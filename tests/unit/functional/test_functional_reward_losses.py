@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -41,6 +42,32 @@ def test_descending_raises_the_chosen_and_lowers_the_rejected():
     assert [slope.item() for slope in slopes] == [-0.5, 0.5]
     with_margin = torch.autograd.grad(bradley_terry_loss(chosen, rejected, margin=1.0).sum(), chosen)[0]
     assert with_margin.item() == pytest.approx(-1 / (1 + math.exp(-1)), abs=1e-12)
+
+
+def test_a_linear_teacher_is_recovered_from_its_preferences():  # AT-46, of the loss alone
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    teacher, first, second = draw(6), draw(20_000, 6), draw(20_000, 6)
+    p = torch.sigmoid((first - second) @ teacher)
+    wins = torch.rand(p.shape, generator=generator, dtype=torch.float64) < p
+    chosen, rejected = (torch.where(side[:, None], first, second) for side in (wins, ~wins))
+    student = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([student], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = bradley_terry_loss(chosen @ student, rejected @ student).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    student = student.detach()
+    assert_close(student, teacher, atol=0.1, rtol=0)  # as it is not by a loss of another temperature or link
+    right = torch.where((first - second) @ student > 0, p, 1 - p).mean()
+    assert torch.maximum(p, 1 - p).mean() - right < 0.01
+    held_out = draw(2000, 6)
+    ranks = [(held_out @ weights).argsort().argsort().double() for weights in (student, teacher)]
+    assert torch.corrcoef(torch.stack(ranks))[0, 1] > 0.98
 
 
 def test_half_precision_margins_are_upcast():

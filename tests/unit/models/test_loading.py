@@ -15,8 +15,8 @@ from lit_posttrain.models.tokenizers import check_tokenizer, eos_token_ids, pad_
 def test_tiny_comes_with_the_package():
     model, tokenizer = Pretrained("tiny").load(), Pretrained("tiny").load_tokenizer()
     assert model.dtype == torch.float32
-    ids = tokenizer("grid 5 5 walls e3 start d1 goal a3 path left c1")["input_ids"]
-    assert tokenizer.decode(ids) == "grid 5 5 walls e3 start d1 goal a3 path left c1"
+    ids = tokenizer("grid 5 5 walls e3 start d1 goal a3 path c1")["input_ids"]
+    assert tokenizer.decode(ids) == "grid 5 5 walls e3 start d1 goal a3 path c1"
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.eos_token_id != tokenizer.pad_token_id
 

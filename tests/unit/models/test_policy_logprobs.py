@@ -35,19 +35,6 @@ def slow_logprobs(model, prompt, completion, temperature):
     return torch.stack(values)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("left", "right"), [(0, 0), (1, 0), (0, 7), (7, 1)])
-def test_logprobs_equal_a_loop_without_padding(make_model, family, left, right):
-    model = make_model(family)
-    policy = Policy(model, chunk_size=3)
-    with torch.no_grad():
-        got = policy(**padded(PROMPTS, COMPLETIONS, left=left, right=right), temperature=0.7).logprobs
-        for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-            want = slow_logprobs(model, prompt, completion, 0.7)
-            torch.testing.assert_close(got[row, : len(completion)], want, atol=1e-5, rtol=0)
-            assert (got[row, len(completion) :] == 0).all()
-
-
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_comparison_notices_wrong_positions(make_model, family, monkeypatch):
     """Positions that count the left padding have to show with learned and, where they are uneven, rotary positions."""
@@ -122,12 +109,6 @@ def test_an_unknown_head_goes_through_the_models_own_logits(make_model):
         got = policy(**padded(PROMPTS, COMPLETIONS, left=2)).logprobs[1, :6]
         want = slow_logprobs(model, PROMPTS[1], COMPLETIONS[1], 1.0)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
-def test_known_heads_run_in_chunks(make_model, family, recwarn):
-    Policy(make_model(family))
-    assert not [w for w in recwarn if "own logits" in str(w.message)]
 
 
 def test_a_fully_masked_batch_gives_every_parameter_a_zero_gradient(make_model):

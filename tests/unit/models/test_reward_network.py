@@ -1,21 +1,19 @@
 """Scores of the reward network against a forward without padding, and its export against plain transformers."""
 
 import copy
-import json
 
 import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     BlenderbotSmallConfig,
 )
 
 from lit_posttrain.models import Pretrained, RewardNetwork
 from lit_posttrain.models.reward_network import check_reward_model
 from lit_posttrain.models.tokenizers import with_own_pad_token
-from tests.conftest import EOS, FAMILIES, VOCAB
+from tests.conftest import EOS, VOCAB
 
 # Several EOS inside, one as the first token, a completion of one token.
 PROMPTS = [[3, 4, 5], [6], [7, 8, EOS, 10, 11]]
@@ -37,19 +35,6 @@ def make_network(make_model, family="gpt2", *, vocab_size=VOCAB, **model) -> Rew
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return RewardNetwork.from_causal_lm(make_model(family, **model), pad_id=0, vocab_size=vocab_size)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(("left", "right", "pad_id"), [(0, 0, 0), (3, 0, 0), (0, 5, EOS), (16, 1, EOS), (2, 2, 7)])
-def test_the_score_is_read_at_the_last_token(make_model, family, left, right, pad_id):
-    network = make_network(make_model, family)
-    with torch.no_grad():
-        got = network(**padded(PROMPTS, COMPLETIONS, left=left, right=right, pad_id=pad_id))
-        for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-            hidden = network.model.base_model(input_ids=torch.tensor([prompt + completion]))[0][0, -1]
-            want = hidden @ network.model.score.weight[0]
-            torch.testing.assert_close(got[row], want, atol=1e-5, rtol=0)
-    assert got.unique().numel() == 3
 
 
 def test_one_sequence_alone_scores_as_in_a_batch(make_model):
@@ -96,31 +81,6 @@ def test_dropout_is_off(make_model):
             module.p = 0.5
     network = RewardNetwork.from_causal_lm(model, pad_id=0, vocab_size=VOCAB).train()
     assert torch.equal(network(**padded(PROMPTS, COMPLETIONS)), network(**padded(PROMPTS, COMPLETIONS)))
-
-
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gemma2"])
-def test_transformers_gives_the_export_the_same_scores(make_model, word_tokenizer, family, tmp_path):
-    """With a pad token that was the EOS: the export has one of its own, and the model a row for it."""
-    tokenizer = with_own_pad_token(with_pad_as_eos(word_tokenizer))
-    assert tokenizer.pad_token_id == len(tokenizer) - 1 == VOCAB
-    network = RewardNetwork.from_causal_lm(make_model(family), pad_id=tokenizer.pad_token_id, vocab_size=len(tokenizer))
-    network.score_mean.fill_(-1.5)
-    network.score_scale.fill_(2.0)
-    network.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-
-    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
-    again = AutoTokenizer.from_pretrained(tmp_path)
-    sequences = [p + c for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
-    batch = again.pad({"input_ids": sequences}, padding_side="right", return_tensors="pt")
-    with torch.no_grad():
-        raw = network(**padded(PROMPTS, COMPLETIONS))
-        torch.testing.assert_close(plain(**batch).logits.squeeze(-1), raw, atol=1e-5, rtol=0)
-        reloaded = RewardNetwork.load(str(tmp_path))
-        torch.testing.assert_close(reloaded(**padded(PROMPTS, COMPLETIONS)), raw, atol=1e-6, rtol=0)
-        torch.testing.assert_close(reloaded.normalized(raw), (raw + 1.5) / 2)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert (config["score_mean"], config["score_scale"], plain.config.num_labels) == (-1.5, 2.0, 1)
 
 
 def with_pad_as_eos(tokenizer):
