@@ -11,9 +11,9 @@ from lit_posttrain.callbacks.metrics_csv import MetricsCSV
 class StepRow(Callback):
     """Hands the metrics of an optimiser step to the table at the end of its last batch.
 
-    Lightning does so too, but after the callbacks, of which one saves the checkpoint: a run that is killed in between and
-    resumed would never write that row. Lightning puts checkpoint callbacks behind all others; other callbacks that log
-    at the end of a batch belong before this one.
+    Lightning does so too, but after the callbacks, of which one saves the checkpoint: a run that is killed in between
+    and resumed would never write that row. Lightning puts checkpoint callbacks behind all others; other callbacks that
+    log at the end of a batch belong before this one.
     """
 
     def on_train_batch_end(

@@ -57,8 +57,8 @@ def preference_rows(
     """Make one pair for each prompt of `prompt_rows` with the same split, seed and sizes.
 
     Completions begin with the space that parts them from the prompt. Each is, evenly, a shortest path, a noisy walk to
-    the goal, a walk cut off before its end (perhaps at once), or one that enters a wall or jumps. Of two, the one with the
-    higher true return is chosen; pairs whose returns are closer than `min_difference` are drawn again.
+    the goal, a walk cut off before its end (perhaps at once), or one that enters a wall or jumps. Of two, the one with
+    the higher true return is chosen; pairs whose returns are closer than `min_difference` are drawn again.
 
     Args:
         num_pairs: how many.

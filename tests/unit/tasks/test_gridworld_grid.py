@@ -111,7 +111,7 @@ def test_vocabulary_holds_every_word_once() -> None:
     words = vocabulary(8, 8)
     assert len(words) == len(set(words)) == 5 + 7 + 64
     assert words == vocabulary(8, 8)
-    assert set(PROMPT.split()) | {"up", "h8"} <= set(words)
+    assert set(PROMPT.split()) | {"h8"} <= set(words)
     assert set(vocabulary(3, 5)) <= set(words)
     assert "d1" not in vocabulary(3, 5)
     assert "c6" not in vocabulary(3, 5)
