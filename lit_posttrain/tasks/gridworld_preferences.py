@@ -8,7 +8,7 @@ from lit_posttrain.tasks.draws import draw_index
 from lit_posttrain.tasks.grid import Grid
 from lit_posttrain.tasks.gridworld_data import Split, prompt_rows
 from lit_posttrain.tasks.gridworld_paths import score_path
-from lit_posttrain.tasks.gridworld_text import MOVES, Cell, cell_name, path_text
+from lit_posttrain.tasks.gridworld_text import MOVES, Cell, cell_name
 from lit_posttrain.tasks.gridworld_walks import noisy_walk
 
 MIN_DIFFERENCE, MAX_DIFFERENCE = 0.1, 0.9
@@ -57,7 +57,7 @@ def preference_rows(
     """Make one pair for each prompt of `prompt_rows` with the same split, seed and sizes.
 
     Completions begin with the space that parts them from the prompt. Each is, evenly, a shortest path, a noisy walk to
-    the goal, a walk cut off before its end (perhaps at once), or one that enters a wall or jumps. Of two, the one with
+    the goal, a walk cut off before its end (perhaps at once), or one that enters walls or jumps. Of two, the one with
     the higher true return is chosen; pairs whose returns are closer than `min_difference` are drawn again.
 
     Args:
@@ -97,12 +97,20 @@ def _completion(grid: Grid, rng: Random) -> str:
     cells = noisy_walk(grid, rng, noise=_NOISE[kind], max_moves=grid.width * grid.height)
     if kind == "unfinished":
         cells = cells[: 1 + draw_index(rng, len(cells) - 1)]
-    words = path_text(cells).split()
     if kind == "invalid":
-        place = draw_index(rng, len(words))
-        wrong = _wrong_cells(grid, cells[place])
-        words[place] = cell_name(wrong[draw_index(rng, len(wrong))])
-    return "".join(f" {word}" for word in words)  # as it stands behind the prompt
+        cells = _with_faults(grid, cells, rng)
+    return "".join(f" {cell_name(cell)}" for cell in cells[1:])  # as it stands behind the prompt
+
+
+def _with_faults(grid: Grid, cells: list[Cell], rng: Random) -> list[Cell]:
+    """A walk with at least one cell, and on average half of them, that no move enters from the one before it."""
+    certain = 1 + draw_index(rng, len(cells) - 1)
+    faulty = list(cells)
+    for place in range(1, len(cells)):
+        if place == certain or draw_index(rng, 2):
+            wrong = _wrong_cells(grid, faulty[place - 1])
+            faulty[place] = wrong[draw_index(rng, len(wrong))]
+    return faulty
 
 
 def _wrong_cells(grid: Grid, cell: Cell) -> list[Cell]:
