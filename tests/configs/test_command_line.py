@@ -168,7 +168,7 @@ def test_a_sweep_over_algorithms(command_line, runs):
     status, _, errors = command_line("-m", "algo=grpo,rloo", "seed=0,1", "logger=csv", "hydra.sweep.dir=sweep")
     assert status == 0, errors
     assert [(cfg["names"]["algo"], cfg["seed"]) for cfg in runs] == [("grpo", 0), ("grpo", 1), ("rloo", 0), ("rloo", 1)]
-    assert [cfg["optim"]["lr"] for cfg in runs] == [1.5e-4] * 4  # each with its own tuning for `tiny`
+    assert [cfg["optim"]["lr"] for cfg in runs] == [3e-4] * 4  # each with its own tuning for `tiny`
 
 
 def test_another_application_can_include_the_configuration(command_line, runs, tmp_path):

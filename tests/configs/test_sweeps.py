@@ -70,7 +70,7 @@ def test_a_sweep_extends_train(command_line, name):
 def test_grpo_lr_is_learning_rate_times_seed(command_line, jobs):
     status, _, errors = command_line("-cd", str(SWEEPS), "-cn", "grpo_lr", "hydra.sweep.dir=sweep")
     assert status == 0, errors
-    assert jobs == [(lr, seed) for lr in (5e-5, 1.5e-4, 4.5e-4) for seed in (0, 1)]
+    assert jobs == [(lr, seed) for lr in (1e-4, 3e-4, 6e-4) for seed in (0, 1)]
     compared = rows("sweep")
     assert [(row["optim.lr"], row["seed"], float(row["best"])) for row in compared] == [
         (lr, seed, float(lr)) for lr in ("5e-05", "0.00015", "0.00045") for seed in "01"
