@@ -17,7 +17,7 @@ def test_changed_options_are_listed(tmp_path):
     assert changed_options(checkpoint, cfg) == [
         "algo.group_size: 8 -> 4",
         "algo.sampling.top_q: None -> 1",
-        "optim.lr: 0.00015 -> 0.5 (the checkpoint's stays)",
+        "optim.lr: 0.0003 -> 0.5 (the checkpoint's stays)",
     ]
 
 
