@@ -138,7 +138,7 @@ class _Pairs:
         max_walls: largest number of walls.
     """
 
-    num_pairs: int = 10_000
+    num_pairs: int = 20_000
     num_validation: int = 512
     seed: int = 0
     min_difference: float = MIN_DIFFERENCE
