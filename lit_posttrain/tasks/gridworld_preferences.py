@@ -35,6 +35,8 @@ class JudgedCompletion(TypedDict):
 def path_return(prompt: str, completion: str) -> float:
     """The true return of a path: moves of the shortest one / moves made if it ends at the goal, else 0.
 
+    It orders paths as the task's reward does, whose part for arriving is left out: margins tell lengths apart.
+
     >>> task = "grid 5 5 walls start a1 goal b1 path"
     >>> [path_return(task, text) for text in ("b1", "a2 b2 b1", "", "a2", "a1")]
     [1.0, 0.3333333333333333, 0.0, 0.0, 0.0]
