@@ -102,8 +102,8 @@ class ActorCriticModule(PolicyGradientModule):
             return ValueNetwork.from_causal_lm(self.merged_model())
         if not policy.has_known_head:
             raise ValueError(
-                f"`critic=shared` needs the policy's hidden states, and {type(policy.model).__name__} computes its logits "
-                "in a way that is not known here: use `critic=policy`."
+                "`critic=shared` needs the policy's hidden states, and how its logits come from them is not known of "
+                f"{type(policy.model).__name__}: use `critic=policy`."
             )
         return value_head_of(policy.model, like=policy.model.get_output_embeddings().weight)
 

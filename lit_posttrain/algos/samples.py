@@ -70,10 +70,7 @@ class Samples:
         token_rewards = torch.zeros(shape)
         if len(rows) > 0:
             assert self.experience is not None
-            rewards, truncated = (
-                self.rewards[rows],
-                self.experience.truncated[rows.to(self.experience.truncated.device)],
-            )
+            rewards, truncated = self.rewards[rows], self.experience.truncated.cpu()[rows]
         for place, row in enumerate(rows.tolist()):
             numbers = torch.tensor(self.token_rewards[row])
             token_rewards[place, : len(numbers)] = numbers

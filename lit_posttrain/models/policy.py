@@ -142,11 +142,11 @@ class Policy(nn.Module):
         ]
         statistics = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
         empty = statistics[0].new_zeros(loss_mask.shape)
-        places = [empty.to(values.dtype).masked_scatter(wanted, values) for values in statistics]
+        places = TokenStatistics(*(empty.to(each.dtype).masked_scatter(wanted, each) for each in statistics))
         if value_head is None:
-            return TokenStatistics(*places)
+            return places
         values = value_head(hidden)
-        return TokenStatistics(*places, values=empty.to(values.dtype).masked_scatter(wanted, values))
+        return places._replace(values=empty.to(values.dtype).masked_scatter(wanted, values))
 
     def _statistics(
         self, hidden: Tensor, token_ids: Tensor, temperature: float, entropy_gradient: bool, supervised: bool

@@ -13,7 +13,7 @@ from torch import Tensor
 from lit_posttrain.rewards.arguments import read_parameters
 from lit_posttrain.rewards.values import read_values, split_token_values
 
-RewardFunction = Callable[..., Sequence[float | None | Sequence[float]] | Tensor]
+RewardFunction = Callable[..., Sequence[float | Sequence[float] | None] | Tensor]
 
 
 class Scores(NamedTuple):
