@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from lit_posttrain import GRPO, RLOO, PromptDataModule, ReinforcePlusPlus, Sampling
+from lit_posttrain import GRPO, PPO, RLOO, PromptDataModule, ReinforcePlusPlus, Sampling
 from lit_posttrain.app.run import run
 from lit_posttrain.callbacks.completions import CompletionsFile
 from tests.composing import compose_train
@@ -45,6 +45,9 @@ ALGORITHMS: dict[str, Callable[..., Any]] = {
     "dapo": partial(GRPO, group_size=4, max_refills=2, overlong_fraction=0.5, num_minibatches=2),
     "rloo": partial(RLOO, group_size=4, kl_coef=0.2, num_epochs=2),
     "reinforce_pp": partial(ReinforcePlusPlus, group_size=2, kl_coef=0.2, num_minibatches=2),
+    "ppo": partial(
+        PPO, group_size=2, num_epochs=2, num_minibatches=2, kl_coef=0.2, kl_target=0.5, kl_horizon=100, value_lr=0.02
+    ),
     "dr_grpo": partial(GRPO, group_size=4, aggregation="constant", scale="none", entropy_coef=0.01),
 }
 
