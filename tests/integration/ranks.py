@@ -158,7 +158,7 @@ def prompts_of(rows: list[dict], batch_size: int, *, shuffle: bool = True) -> Pr
 
 def train(folder: Path, algorithm: str, dtype: torch.dtype) -> dict[str, Any]:
     """11 prompts in batches of 5, 5 and 1: shares of 3 and 2 prompts, and of none at the end of an epoch."""
-    steps = {"max_steps": 12 if algorithm == "grpo" else 4, "accumulate_grad_batches": 2}
+    steps = {"max_steps": 12 if algorithm in ("grpo", "ppo") else 4, "accumulate_grad_batches": 2}
     return fit(folder, algorithm=algorithm, dtype=dtype, data=prompts_of(MIXED, 5), trainer=steps)
 
 

@@ -23,8 +23,14 @@ VARIANTS = {
     "rloo": {"algorithm": RLOO, "kl_coef": 0.3, "num_epochs": 2},
     "reinforce_pp": {"algorithm": ReinforcePlusPlus, "kl_coef": 0.3, "num_minibatches": 2},
     "ppo": {"algorithm": PPO, "num_epochs": 2, "num_minibatches": 2, "kl_coef": 0.3, "entropy_coef": 0.01},
-    "ppo_shared": {"algorithm": PPO, "critic": "shared", "missing_eos": "mask", "whiten_rewards": True},
-    "ppo_warmup": {"algorithm": PPO, "critic_warmup_steps": 2, "kl_coef": 0.0, "dual_clip": 3.0, "target_kl": 1e-3},
+    "ppo_shared": {
+        "algorithm": PPO,
+        "critic": "shared",
+        "missing_eos": "mask",
+        "whiten_rewards": True,
+        "critic_warmup_steps": 2,
+        "target_kl": 1e-3,
+    },
     "reinforce_pp_baseline": {"algorithm": ReinforcePlusPlus, "baseline": "group", "kl_coef": 0.0},
 }
 
