@@ -113,7 +113,12 @@ def test_a_rollout_ends_where_the_policy_has_gone_too_far(run_online, watch, tmp
     assert recorder.logged[1]["policy/approx_kl"] > 1e-3
     for part in ("policy.", "value_model."):
         assert [watch.moved(step, part) for step in range(8)] == [True, False, False, False] * 2
-    for step in (2, 3, 4):
+    # over is over, also for a run that goes on with another bound
+    resumed, _, _ = run_online(
+        **{**settings, "target_kl": 1e9}, trainer={"max_steps": 4}, ckpt_path=tmp_path / "whole" / "step=2.ckpt"
+    )
+    assert tensors_sha256(resumed.state_dict()) == tensors_sha256(watch.tensors[2])
+    for step in (2, 4):
         resumed, _, _ = run_online(**settings, trainer=trainer, ckpt_path=tmp_path / "whole" / f"step={step}.ckpt")
         assert tensors_sha256(resumed.state_dict()) == tensors_sha256(module.state_dict()), step
 
