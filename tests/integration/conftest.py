@@ -35,8 +35,10 @@ class Recorder(Callback):
         self.widths.append((len(batch), batch.rollout.completion_ids.shape[1]))
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        named = pl_module.policy.named_parameters()
-        self.gradients.append({name: p.grad.clone() for name, p in named})
+        named = dict(pl_module.policy.named_parameters())
+        if getattr(pl_module, "value_model", None) is not None:
+            named |= {f"value_model.{name}": p for name, p in pl_module.value_model.named_parameters()}
+        self.gradients.append({name: p.grad.clone() for name, p in named.items()})
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
