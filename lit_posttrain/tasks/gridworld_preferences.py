@@ -5,10 +5,10 @@ from random import Random
 from typing import TypedDict
 
 from lit_posttrain.tasks.draws import draw_index
-from lit_posttrain.tasks.grid import Grid
+from lit_posttrain.tasks.grid import Grid, cells_beside
 from lit_posttrain.tasks.gridworld_data import Split, prompt_rows
 from lit_posttrain.tasks.gridworld_paths import score_path
-from lit_posttrain.tasks.gridworld_text import MOVES, Cell, cell_name
+from lit_posttrain.tasks.gridworld_text import Cell, cell_name
 from lit_posttrain.tasks.gridworld_walks import noisy_walk
 
 MIN_DIFFERENCE, MAX_DIFFERENCE = 0.1, 0.9
@@ -117,8 +117,7 @@ def _with_faults(grid: Grid, cells: list[Cell], rng: Random) -> list[Cell]:
 
 def _wrong_cells(grid: Grid, cell: Cell) -> list[Cell]:
     """The walls beside a cell, the fault to learn from; where there are none, all cells that no move from it enters."""
-    column, row = cell
-    beside = [(column + across, row + along) for across, along in MOVES]
+    beside = cells_beside(cell)
     everywhere = [(column, row) for row in range(grid.height) for column in range(grid.width)]
     return [wall for wall in beside if wall in grid.walls] or [there for there in everywhere if there not in beside]
 
