@@ -16,7 +16,7 @@ from lit_posttrain.rollout.sampling import Sampling
 from lit_posttrain.tasks.grid import Grid
 from lit_posttrain.tasks.gridworld_data import prompt_rows
 from lit_posttrain.tasks.gridworld_text import cell_name
-from tests.learn.test_grpo_learns import run
+from tests.learn.training_run import run
 
 pytestmark = pytest.mark.learn
 
