@@ -1,7 +1,7 @@
 """The gridworld as text: every public name of the task in one place.
 
-A W×H grid with walls, a start and a goal; the model reads the grid and writes a path, naming each move and the cell
-that it enters. Shortest paths and values are known exactly, so policies and critics can be held against them.
+A W×H grid with walls, a start and a goal; the model reads the grid and writes a path, the cells that
+it enters. Shortest paths and values are known exactly, so policies and critics can be held against them.
 """
 
 from lit_posttrain.tasks.grid import Grid

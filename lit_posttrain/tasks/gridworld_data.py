@@ -75,12 +75,12 @@ def prompt_rows(
     min_walls: int = 1,
     max_walls: int = 4,
 ) -> list[PromptRow]:
-    """Make distinct prompts of one split. Fewer of them, same seed: the first of these.
+    """Make the prompts of `distinct_grids` with the same arguments.
 
     Raises:
-        ValueError: if an argument is out of range, or the split does not hold that many distinct grids.
+        ValueError: as `distinct_grids`.
     """
-    grids = _distinct_grids(
+    grids = distinct_grids(
         num_prompts, split=split, seed=seed, width=width, height=height, min_walls=min_walls, max_walls=max_walls
     )
     return [{"prompt": grid.prompt(), "shortest": grid.shortest} for grid in grids]
@@ -114,7 +114,7 @@ def demonstration_rows(
     Raises:
         ValueError: as `prompt_rows` and `noisy_walk`.
     """
-    grids = _distinct_grids(
+    grids = distinct_grids(
         num_demonstrations, split=split, seed=seed, width=width, height=height, min_walls=min_walls, max_walls=max_walls
     )
     rng = Random(f"walks {seed}")  # apart from that of the grids, so that `noise` does not change the prompts
@@ -125,9 +125,14 @@ def demonstration_rows(
     ]
 
 
-def _distinct_grids(
+def distinct_grids(
     num_grids: int, *, split: Split, seed: int, width: int, height: int, min_walls: int, max_walls: int
 ) -> list[Grid]:
+    """Draw the distinct grids of one split that rows are made of. Fewer of them, same seed: the first of these.
+
+    Raises:
+        ValueError: if an argument is out of range, or the split does not hold that many distinct grids.
+    """
     if split not in ("train", "validation"):
         raise ValueError(f"`split` must be 'train' or 'validation', got {split!r}.")
     if num_grids < 1:

@@ -6,13 +6,14 @@ from typing import TypedDict
 
 from lit_posttrain.tasks.draws import draw_index
 from lit_posttrain.tasks.grid import Grid, cells_beside
-from lit_posttrain.tasks.gridworld_data import Split, prompt_rows
+from lit_posttrain.tasks.gridworld_data import Split, distinct_grids
 from lit_posttrain.tasks.gridworld_paths import score_path
 from lit_posttrain.tasks.gridworld_text import Cell, cell_name
 from lit_posttrain.tasks.gridworld_walks import noisy_walk
 
 MIN_DIFFERENCE, MAX_DIFFERENCE = 0.1, 0.9
-_NOISE = {"shortest": 0.0, "noisy": 0.5, "unfinished": 0.3, "invalid": 0.3}
+_KINDS = ("shortest", "noisy", "unfinished", "invalid")
+_NOISE = 0.3  # that of the demonstrations: pairs are of paths as a model taught by them writes
 
 
 class PreferenceRow(TypedDict):
@@ -41,7 +42,11 @@ def path_return(prompt: str, completion: str) -> float:
     >>> [path_return(task, text) for text in ("b1", "a2 b2 b1", "", "a2", "a1")]
     [1.0, 0.3333333333333333, 0.0, 0.0, 0.0]
     """
-    score = score_path(Grid.from_prompt(prompt), completion)
+    return _return_on(Grid.from_prompt(prompt), completion)
+
+
+def _return_on(grid: Grid, completion: str) -> float:
+    score = score_path(grid, completion)
     return score.shortest / score.moves if score.success else 0.0
 
 
@@ -77,26 +82,26 @@ def preference_rows(
     """
     if not 0 < min_difference <= MAX_DIFFERENCE:
         raise ValueError(f"`min_difference` must be above 0 and at most {MAX_DIFFERENCE}, got {min_difference}.")
-    prompts = prompt_rows(
+    grids = distinct_grids(
         num_pairs, split=split, seed=seed, width=width, height=height, min_walls=min_walls, max_walls=max_walls
     )
     rng = Random(f"pairs {seed}")  # apart from that of the grids
-    return [_pair(row["prompt"], rng, min_difference) for row in prompts]
+    return [_pair(grid, rng, min_difference) for grid in grids]
 
 
-def _pair(prompt: str, rng: Random, min_difference: float) -> PreferenceRow:
-    grid = Grid.from_prompt(prompt)
+def _pair(grid: Grid, rng: Random, min_difference: float) -> PreferenceRow:
     while True:  # ends: a shortest path and one with a fault are far enough apart
         first, second = _completion(grid, rng), _completion(grid, rng)
-        ahead = path_return(prompt, first) - path_return(prompt, second)
+        ahead = _return_on(grid, first) - _return_on(grid, second)
         if abs(ahead) >= min_difference:
             chosen, rejected = (first, second) if ahead > 0 else (second, first)
-            return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": round(abs(ahead), 6)}
+            return {"prompt": grid.prompt(), "chosen": chosen, "rejected": rejected, "margin": round(abs(ahead), 6)}
 
 
 def _completion(grid: Grid, rng: Random) -> str:
-    kind = list(_NOISE)[draw_index(rng, len(_NOISE))]
-    cells = noisy_walk(grid, rng, noise=_NOISE[kind], max_moves=grid.width * grid.height)
+    kind = _KINDS[draw_index(rng, len(_KINDS))]
+    noise = 0.0 if kind == "shortest" else _NOISE
+    cells = noisy_walk(grid, rng, noise=noise, max_moves=grid.width * grid.height)
     if kind == "unfinished":
         cells = cells[: 1 + draw_index(rng, len(cells) - 1)]
     if kind == "invalid":
