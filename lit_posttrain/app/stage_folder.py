@@ -1,0 +1,68 @@
+"""What the folder of a stage says of earlier starts: done, begun, or made by another configuration."""
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_posttrain.app.json_file import write_json
+
+log = logging.getLogger(__name__)
+
+RECORD = "stage.json"
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """The folder of a stage.
+
+    Args:
+        path: the folder, which need not be there.
+    """
+
+    path: Path
+
+    @property
+    def export(self) -> Path:
+        """The Hugging Face folder of the trained model."""
+        return self.path / "export"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint to go on from."""
+        return self.path / "checkpoints" / "last.ckpt"
+
+    def summary(self) -> dict[str, Any]:
+        """The content of `summary.json`, which a run writes last."""
+        content: dict[str, Any] = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
+        return content
+
+    def is_done(self, config: dict[str, Any]) -> bool:
+        """Whether a run of just this configuration, inputs included, ended here."""
+        return self._is_of(config) and (self.path / "summary.json").is_file() and self.export.is_dir()
+
+    def prepare(self, config: dict[str, Any], command: list[str]) -> Path | None:
+        """Make ready for a run that is not done.
+
+        What a run of another configuration left is kept beside, as `<stage>.1` and so on. What one of this
+        configuration left without a checkpoint is of no use and goes.
+
+        Returns:
+            The checkpoint to go on from, None = begin.
+        """
+        if self._is_of(config) and self.checkpoint.is_file():
+            return self.checkpoint
+        if self._is_of(config):
+            shutil.rmtree(self.path)
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            number = next(n for n in range(1, 10**6) if not self.path.with_name(f"{self.path.name}.{n}").exists())
+            aside = self.path.rename(self.path.with_name(f"{self.path.name}.{number}"))
+            log.warning("%s was made by another configuration or from other weights; it is kept as %s", self.path, aside)
+        write_json(self.path / RECORD, {"command": command, "config": config})
+        return None
+
+    def _is_of(self, config: dict[str, Any]) -> bool:
+        record = self.path / RECORD
+        return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["config"] == config

@@ -1,0 +1,48 @@
+"""Options of one stage on the command line of a pipeline: `stage.<name>.<option>=<value>`."""
+
+import re
+
+GIVEN = "pipeline.given"
+_OPTION = re.compile(r"([+~]{0,2})stage\.(.*)", flags=re.DOTALL)
+
+
+def gather_stage_options(arguments: list[str]) -> list[str]:
+    """Put all options of stages into one that Hydra knows, a list in `pipeline.given`.
+
+    Hydra would look for them in the configuration of the pipeline, but they are of the stages' own.
+
+    Args:
+        arguments: of the command line.
+
+    Raises:
+        ValueError: if there is no pipeline, or one is to be swept.
+
+    >>> gather_stage_options(["pipeline=rlhf", "stage.rm.optim.lr=1e-4", "+stage.rm.trainer.benchmark=true"])[1]
+    "++pipeline.given=['rm.optim.lr=1e-4','+rm.trainer.benchmark=true']"
+    """
+    found = [match for match in map(_OPTION.fullmatch, arguments) if match]
+    has_pipeline = any(argument.startswith("pipeline=") for argument in arguments)
+    if found and not has_pipeline:
+        raise ValueError(
+            f"`{found[0].group(0)}` is for a stage of a pipeline: add `pipeline=rlhf`, or leave out `stage.<name>.`."
+        )
+    if has_pipeline and {"-m", "--multirun"} & set(arguments):
+        raise ValueError(
+            "a pipeline cannot be swept (`-m`): a job is one run, a pipeline several. Start it once for each value, or "
+            "sweep one algorithm from the export of a stage: `-m model=local model.path=<pipeline>/sft/export seed=0,1`."
+        )
+    if not found:
+        return arguments
+    quoted = ",".join(quote("".join(match.groups())) for match in found)
+    return [*(a for a in arguments if not _OPTION.fullmatch(a)), f"++{GIVEN}=[{quoted}]"]
+
+
+def quote(text: str) -> str:
+    r"""A text as a quoted value of Hydra's grammar, in which a quote is escaped and a backslash before it doubled.
+
+    >>> print(quote("it's"))
+    'it\'s'
+    """
+    escaped = re.sub(r"(\\*)'", lambda match: match.group(1) * 2 + r"\'", text)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{chr(92) * trailing}'"
