@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_posttrain.app.gate import Gate
 from lit_posttrain.app.hints import nearest
-from lit_posttrain.app.stage_options import GIVEN, quote
+from lit_posttrain.app.stage_options import quote
 
 # Groups and options that mean the same to every stage.
 SHARED = ("trainer", "logger", "callbacks", "seed", "threads", "val_every_steps")
@@ -66,7 +66,9 @@ def plan_stages(pipeline: Any, given: list[str], *, model: str, data_target: str
     nodes = OmegaConf.to_container(pipeline.stages, resolve=False) if isinstance(pipeline, DictConfig) else pipeline
     assert isinstance(nodes, dict)
     _check_options(given, list(nodes))
-    own = _own_options(OmegaConf.to_container(pipeline.get("given") or OmegaConf.create([]), resolve=False), list(nodes))
+    own = _own_options(
+        OmegaConf.to_container(pipeline.get("given") or OmegaConf.create([]), resolve=False), list(nodes)
+    )
     of_data = [override for override in given if option(override).split(".")[0] == "data"]
     _check_data(of_data)
     stages: list[Stage] = []
@@ -134,9 +136,7 @@ def _own_options(given: Any, stages: list[str]) -> dict[str, list[str]]:
             raise ValueError(f"an option of a stage is written `stage.<name>.<option>=<value>`, got `stage.{text}`.")
         sign, name, rest = match.groups()
         if name not in found:
-            raise ValueError(
-                f"there is no stage `{name}`.{nearest(name, stages)} The stages are: {', '.join(stages)}."
-            )
+            raise ValueError(f"there is no stage `{name}`.{nearest(name, stages)} The stages are: {', '.join(stages)}.")
         found[name].append(sign + rest)
     return found
 

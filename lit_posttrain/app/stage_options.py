@@ -38,11 +38,13 @@ def gather_stage_options(arguments: list[str]) -> list[str]:
 
 
 def quote(text: str) -> str:
-    r"""A text as a quoted value of Hydra's grammar, in which a quote is escaped and a backslash before it doubled.
+    r"""A text as a value of Hydra's grammar: in quotes unless it is plain, a quote in it escaped.
 
-    >>> print(quote("it's"))
-    'it\'s'
+    >>> print(quote("/runs/sft"), quote("it's"))
+    /runs/sft 'it\'s'
     """
+    if re.fullmatch(r"[\w./-]*[A-Za-z_/][\w./-]*", text):
+        return text
     escaped = re.sub(r"(\\*)'", lambda match: match.group(1) * 2 + r"\'", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return f"'{escaped}{chr(92) * trailing}'"
