@@ -1,4 +1,4 @@
-"""Several runs in a row, each from what one before has exported. Nothing here imports torch until a stage is checked."""
+"""Several runs in a row, each from what one before has exported."""
 
 import json
 import logging

@@ -46,7 +46,7 @@ class Stage:
         return [_fill(override, {name: quote(exports[name]) for name in self.inputs}) for override in self.overrides]
 
 
-def plan_stages(pipeline: Any, given: list[str], *, model: str, data_target: str) -> list[Stage]:
+def plan_stages(pipeline: DictConfig, given: list[str], *, model: str, data_target: str) -> list[Stage]:
     """Distribute what the command line says over the stages.
 
     Options of `SHARED` reach every stage; `model=` and where its weights come from reach those that start from the
@@ -63,12 +63,10 @@ def plan_stages(pipeline: Any, given: list[str], *, model: str, data_target: str
         ValueError: naming an option that belongs to one stage or to none, an unknown stage, or data of a kind that a
             stage cannot learn from.
     """
-    nodes = OmegaConf.to_container(pipeline.stages, resolve=False) if isinstance(pipeline, DictConfig) else pipeline
-    assert isinstance(nodes, dict)
+    content: Any = OmegaConf.to_container(pipeline, resolve=False)
+    nodes: dict[str, Any] = content["stages"]
     _check_options(given, list(nodes))
-    own = _own_options(
-        OmegaConf.to_container(pipeline.get("given") or OmegaConf.create([]), resolve=False), list(nodes)
-    )
+    own = _own_options(content.get("given") or [], list(nodes))
     of_data = [override for override in given if option(override).split(".")[0] == "data"]
     _check_data(of_data)
     stages: list[Stage] = []
@@ -84,7 +82,7 @@ def plan_stages(pipeline: Any, given: list[str], *, model: str, data_target: str
         earlier = [stage.name for stage in stages]
         inputs = [other for other in earlier if any(f"{{{other}}}" in override for override in overrides)]
         _check_placeholders(name, overrides, earlier)
-        stages.append(Stage(str(name), overrides, inputs, Gate.of(name, node.get("gate"))))
+        stages.append(Stage(name, overrides, inputs, Gate.of(name, node.get("gate"))))
     return stages
 
 
@@ -109,8 +107,8 @@ def _check_placeholders(name: str, overrides: list[str], earlier: list[str]) -> 
         for other in re.findall(r"(?<!\$)\{(\w+)\}", override):
             if other not in earlier:
                 raise ValueError(
-                    f"stage `{name}`: `{override}` names `{{{other}}}`, which is no stage before it.{nearest(other, earlier)}"
-                    f" There are: {', '.join(earlier) or 'none'}."
+                    f"stage `{name}`: `{override}` names `{{{other}}}`, which is no stage before it."
+                    f"{nearest(other, earlier)} There are: {', '.join(earlier) or 'none'}."
                 )
 
 
@@ -122,8 +120,8 @@ def _check_options(given: list[str], stages: list[str]) -> None:
             raise ValueError(f"`{first}` cannot be given with a pipeline: {REFUSED[first]}")
         if first not in SHARED + OWN:
             raise ValueError(
-                f"`{override}` is a matter of one stage: say which, as in `stage.{stages[-1]}.{override.lstrip('+~')}`. "
-                f"The stages are: {', '.join(stages)}. For all of them are: {', '.join(('model', 'data', *SHARED))}."
+                f"`{override}` is a matter of one stage: say which, as `stage.{stages[-1]}.{override.lstrip('+~')}`. "
+                f"The stages are: {', '.join(stages)}; for all of them are {', '.join(('model', 'data', *SHARED))}."
             )
 
 
@@ -150,7 +148,7 @@ def _check_data(overrides: list[str]) -> None:
     if overrides and not any(option(override) == "data" for override in overrides):
         raise ValueError(
             f"`{overrides[0]}` could be of several stages' data: give `data=...` with it, whose preferences, prompts "
-            f"or demonstrations the stages share, or say which stage: `stage.<name>.{overrides[0]}`. "
+            f"or demonstrations the stages share, or say which stage: `stage.<name>.{overrides[0]}`."
         )
 
 
@@ -166,8 +164,7 @@ def _data_overrides(stage: str, forms: dict[str, str], overrides: list[str], tar
     if form == "as_is":
         return overrides
     if form not in VIEWS:
-        raise ValueError(
-            f"stage `{stage}`: data are taken `as_is` or as {', '.join(VIEWS)}, got `{form}`.{nearest(form, list(VIEWS))}"
-        )
+        hint = nearest(form, list(VIEWS))
+        raise ValueError(f"stage `{stage}`: data are taken `as_is` or as {', '.join(VIEWS)}, got `{form}`.{hint}")
     renamed = (re.sub(r"^([+~]*)data(?=\.)", rf"\1{PREFERENCES}", override) for override in overrides)
     return [f"data={VIEWS[form]}", *(re.sub(r"^data=", f"data@{PREFERENCES}=", override) for override in renamed)]

@@ -59,9 +59,7 @@ class StageFolder:
         elif self.path.is_dir() and any(self.path.iterdir()):
             number = next(n for n in range(1, 10**6) if not self.path.with_name(f"{self.path.name}.{n}").exists())
             aside = self.path.rename(self.path.with_name(f"{self.path.name}.{number}"))
-            log.warning(
-                "%s was made by another configuration or from other weights; it is kept as %s", self.path, aside
-            )
+            log.warning("%s was made otherwise, by its configuration or its inputs; it is kept as %s", self.path, aside)
         write_json(self.path / RECORD, {"command": command, "config": config})
         return None
 

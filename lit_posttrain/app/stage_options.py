@@ -29,7 +29,7 @@ def gather_stage_options(arguments: list[str]) -> list[str]:
     if has_pipeline and {"-m", "--multirun"} & set(arguments):
         raise ValueError(
             "a pipeline cannot be swept (`-m`): a job is one run, a pipeline several. Start it once for each value, or "
-            "sweep one algorithm from the export of a stage: `-m model=local model.path=<pipeline>/sft/export seed=0,1`."
+            "sweep one algorithm from what a stage exported: `-m model=local model.path=<its folder>/sft/export ...`."
         )
     if not found:
         return arguments
