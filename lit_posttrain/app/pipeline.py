@@ -55,8 +55,7 @@ def run_pipeline(cfg: DictConfig) -> None:
         model=config.runtime.choices["model"],
         data_target=str(cfg.data.get("_target_", "")),
     )
-    for stage in stages:
-        _check(stage)
+    configs = [_checked(stage) for stage in stages]
     again = f"the same command with hydra.run.dir={shlex.quote(str(folder))} goes on where it stopped"
     rows: list[StageRow] = [StageRow(stage.name, str(folder / stage.name)) for stage in stages]
     with alone_in(folder) as lock:
@@ -65,7 +64,7 @@ def run_pipeline(cfg: DictConfig) -> None:
             rows[number].status = "running"
             _write(folder, name, rows)
             try:
-                _run(stage, folder, rows[number], lock=lock)
+                _run(stage, configs[number], folder, rows[number], lock=lock)
             except (KeyboardInterrupt, SystemExit) as stop:
                 rows[number].status = "interrupted"
                 log.error("interrupted in stage %s; %s", stage.name, again)
@@ -80,32 +79,49 @@ def run_pipeline(cfg: DictConfig) -> None:
     log.info("everything is in %s", folder)
 
 
-def _check(stage: Stage) -> None:
-    """Refuse what a stage could not begin with."""
+def _checked(stage: Stage) -> dict[str, Any]:
+    """What makes the weights of a stage what they are, but for its inputs, which are named only.
+
+    Raises:
+        ValueError: if it could not begin so.
+    """
     from lit_posttrain.app.checks import check_config
 
+    blank = ["run_dir=run", "names.algo=''", "names.model=''", "names.data=''"]  # what a run fills in
+    overrides = stage.filled({name: name for name in stage.inputs})
     try:
-        check_config(_composed(stage.filled({name: name for name in stage.inputs})))
+        cfg = compose(HydraConfig.get().job.config_name, [*overrides, *blank])
+        check_config(cfg)
     except Exception as error:
         raise ValueError(f"stage `{stage.name}`: {explain_composition_error(error, stage.overrides)}") from error
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    return {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
 
 
-def _run(stage: Stage, folder: Path, row: StageRow, *, lock: int) -> None:
+def _run(stage: Stage, config: dict[str, Any], folder: Path, row: StageRow, *, lock: int) -> None:
     """Run a stage unless it is done, and judge it.
+
+    Args:
+        stage: what to run.
+        config: its configuration, by which it is known again.
+        folder: of the pipeline.
+        row: to be filled in.
+        lock: of the folder.
 
     Raises:
         RuntimeError: if it fails or does not pass its gate.
     """
     own, inputs = StageFolder(folder / stage.name), {other: StageFolder(folder / other) for other in stage.inputs}
-    digests = {other: f"{other} {source.summary()['weights_sha256']}" for other, source in inputs.items()}
-    config = _comparable(_composed(stage.filled(digests)))
-    if own.is_done(config):
+    digests = {other: source.summary()["weights_sha256"] for other, source in inputs.items()}
+    # as it is read back from a file
+    origin = json.loads(json.dumps({"config": config, "inputs": digests}))
+    if own.is_done(origin):
         log.info("%s is done and unchanged; it is not run again", own.path)
         row.reused = True
     else:
         overrides = stage.filled({other: str(source.export) for other, source in inputs.items()})
         command = [*_config_source(), *overrides, f"hydra.run.dir={quote(str(own.path))}"]
-        checkpoint = own.prepare(config, command)
+        checkpoint = own.prepare(origin, command)
         if checkpoint is not None:
             log.info("going on from %s", checkpoint)
             command.append(f"ckpt_path={quote(str(checkpoint))}")
@@ -142,19 +158,6 @@ def _judged(stage: Stage, gate: Gate, summary: dict[str, Any]) -> Verdict:
             f"the gate of stage `{stage.name}` cannot be judged: {error.args[0]} Name another metric "
             f"(`{where}.metric=...`) or none (`{where}=null`), or give it data to validate on."
         ) from error
-
-
-def _composed(overrides: list[str]) -> DictConfig:
-    """The configuration that a stage would have, with the names that a run fills in left empty."""
-    blank = ["run_dir=run", "names.algo=''", "names.model=''", "names.data=''"]
-    return compose(HydraConfig.get().job.config_name, [*overrides, *blank])
-
-
-def _comparable(cfg: DictConfig) -> dict[str, Any]:
-    """What makes the weights of a stage what they are."""
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
-    kept = {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
-    return json.loads(json.dumps(kept))  # as it is read back from a file
 
 
 def _config_source() -> list[str]:

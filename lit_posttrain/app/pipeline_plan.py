@@ -81,7 +81,8 @@ def plan_stages(pipeline: DictConfig, given: list[str], *, model: str, data_targ
         overrides += own[name]
         earlier = [stage.name for stage in stages]
         inputs = [other for other in earlier if any(f"{{{other}}}" in override for override in overrides)]
-        _check_placeholders(name, overrides, earlier)
+        _check_placeholders(name, lines, earlier, known=None)
+        _check_placeholders(name, own[name], earlier, known=list(nodes))
         stages.append(Stage(name, overrides, inputs, Gate.of(name, node.get("gate"))))
     return stages
 
@@ -102,10 +103,11 @@ def _fill(text: str, values: dict[str, str]) -> str:
     return text
 
 
-def _check_placeholders(name: str, overrides: list[str], earlier: list[str]) -> None:
+def _check_placeholders(name: str, overrides: list[str], earlier: list[str], *, known: list[str] | None) -> None:
+    """Refuse exports that are not there yet; of a user's braces, which templates have too, those of stages only."""
     for override in overrides:
         for other in re.findall(r"(?<!\$)\{(\w+)\}", override):
-            if other not in earlier:
+            if other not in [*earlier, "model"] and (known is None or other in known):
                 raise ValueError(
                     f"stage `{name}`: `{override}` names `{{{other}}}`, which is no stage before it."
                     f"{nearest(other, earlier)} There are: {', '.join(earlier) or 'none'}."

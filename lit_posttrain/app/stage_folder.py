@@ -39,30 +39,30 @@ class StageFolder:
         content: dict[str, Any] = json.loads((self.path / "summary.json").read_text(encoding="utf-8"))
         return content
 
-    def is_done(self, config: dict[str, Any]) -> bool:
-        """Whether a run of just this configuration, inputs included, ended here."""
-        return self._is_of(config) and (self.path / "summary.json").is_file() and self.export.is_dir()
+    def is_done(self, origin: dict[str, Any]) -> bool:
+        """Whether a run of just this origin, a configuration and digests of its inputs, ended here."""
+        return self._is_of(origin) and (self.path / "summary.json").is_file() and self.export.is_dir()
 
-    def prepare(self, config: dict[str, Any], command: list[str]) -> Path | None:
+    def prepare(self, origin: dict[str, Any], command: list[str]) -> Path | None:
         """Make ready for a run that is not done.
 
-        What a run of another configuration left is kept beside, as `<stage>.1` and so on. What one of this
-        configuration left without a checkpoint is of no use and goes.
+        What a run of another origin left is kept beside, as `<stage>.1` and so on. What one of this origin left
+        without a checkpoint is of no use and goes.
 
         Returns:
             The checkpoint to go on from, None = begin.
         """
-        if self._is_of(config) and self.checkpoint.is_file():
+        if self._is_of(origin) and self.checkpoint.is_file():
             return self.checkpoint
-        if self._is_of(config):
+        if self._is_of(origin):
             shutil.rmtree(self.path)
         elif self.path.is_dir() and any(self.path.iterdir()):
             number = next(n for n in range(1, 10**6) if not self.path.with_name(f"{self.path.name}.{n}").exists())
             aside = self.path.rename(self.path.with_name(f"{self.path.name}.{number}"))
             log.warning("%s was made otherwise, by its configuration or its inputs; it is kept as %s", self.path, aside)
-        write_json(self.path / RECORD, {"command": command, "config": config})
+        write_json(self.path / RECORD, {"command": command, "origin": origin})
         return None
 
-    def _is_of(self, config: dict[str, Any]) -> bool:
+    def _is_of(self, origin: dict[str, Any]) -> bool:
         record = self.path / RECORD
-        return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["config"] == config
+        return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["origin"] == origin

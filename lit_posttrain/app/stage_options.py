@@ -33,8 +33,10 @@ def gather_stage_options(arguments: list[str]) -> list[str]:
         )
     if not found:
         return arguments
-    quoted = ",".join(quote("".join(match.groups())) for match in found)
-    return [*(a for a in arguments if not _OPTION.fullmatch(a)), f"++{GIVEN}=[{quoted}]"]
+    quoted = ",".join(in_quotes("".join(match.groups())) for match in found)
+    first = next(place for place, argument in enumerate(arguments) if _OPTION.fullmatch(argument))
+    before, behind = arguments[:first], [a for a in arguments[first:] if not _OPTION.fullmatch(a)]
+    return [*before, f"++{GIVEN}=[{quoted}]", *behind]
 
 
 def quote(text: str) -> str:
@@ -43,8 +45,11 @@ def quote(text: str) -> str:
     >>> print(quote("/runs/sft"), quote("it's"))
     /runs/sft 'it\'s'
     """
-    if re.fullmatch(r"[\w./-]*[A-Za-z_/][\w./-]*", text):
-        return text
+    return text if re.fullmatch(r"[\w./-]*[A-Za-z_/][\w./-]*", text) else in_quotes(text)
+
+
+def in_quotes(text: str) -> str:
+    """The same, in quotes whatever it is."""
     escaped = re.sub(r"(\\*)'", lambda match: match.group(1) * 2 + r"\'", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return f"'{escaped}{chr(92) * trailing}'"
