@@ -100,7 +100,8 @@ def draw_curves(jobs: Sequence[Job], path: Path, *, metrics: Sequence[str], by: 
                     _draw(panel, kind, band(curves))
                     drawn = True
         row[0].set_ylabel(metric)
-        row[0].legend()
+        if drawn:
+            row[0].legend()
     if drawn:
         draft = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
         FigureCanvasAgg(figure).print_figure(draft, dpi=120)
