@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -37,11 +36,11 @@ ROAD = [
 ]
 
 
-def walk(folder: Path) -> None:
-    """The pipeline, in this process, which has imported torch already; its stages are processes."""
+def run(folder: Path, *arguments: str) -> None:
+    """The command line in this process, which has imported torch already."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder.parent)
-        patch.setattr(sys, "argv", ["train.py", *ROAD, f"hydra.run.dir={folder}"])
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["train.py", *arguments])
         try:
             main()
         finally:
@@ -50,26 +49,28 @@ def walk(folder: Path) -> None:
 
 
 def test_killed_in_the_second_stage_and_started_again(tmp_path):
-    whole, again = tmp_path / "whole", tmp_path / "again"
-    walk(whole)
-    shutil.copytree(whole / "sft", again / "sft")  # a stage that is done, wherever it stands
-    parent = [sys.executable, "-m", "lit_posttrain", *ROAD, f"hydra.run.dir={again}"]
+    road = tmp_path / "road"
+    parent = [sys.executable, "-m", "lit_posttrain", *ROAD, f"hydra.run.dir={road}"]
     process = subprocess.Popen(parent, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoint, deadline = again / "grpo" / "checkpoints" / "last.ckpt", time.monotonic() + 240
+    checkpoint, deadline = road / "grpo" / "checkpoints" / "last.ckpt", time.monotonic() + 240
     while not checkpoint.is_file():
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.kill()  # not its stage, which has to notice
     process.wait()
-    walk(again)
-    first, second = (json.loads((folder / "pipeline.json").read_text()) for folder in (whole, again))
-    assert [row["weights_sha256"] for row in second["stages"]] == [row["weights_sha256"] for row in first["stages"]]
-    assert [row["reused"] for row in second["stages"]] == [True, False]
-    assert not (again / "grpo.1").exists()
-    completions = [(folder / "grpo" / "completions.jsonl").read_text() for folder in (whole, again)]
+    run(tmp_path, *ROAD, f"hydra.run.dir={road}")
+    first, second = json.loads((road / "pipeline.json").read_text())["stages"]
+    assert [(row["status"], row["reused"]) for row in (first, second)] == [("done", True), ("done", False)]
+    assert "going on from" in (road / "train.log").read_text()
+    assert not (road / "grpo.1").exists()
+
+    started = json.loads((road / "grpo" / "stage.json").read_text())["command"]
+    run(tmp_path, *(a for a in started if not a.startswith("hydra.run.dir=")), "hydra.run.dir=whole")
+    whole = json.loads((tmp_path / "whole" / "summary.json").read_text())
+    assert (second["steps"], second["weights_sha256"]) == (12, whole["weights_sha256"])
+    completions = [(folder / "completions.jsonl").read_text() for folder in (road / "grpo", tmp_path / "whole")]
     assert completions[0] == completions[1]
-    assert "going on from" in (again / "train.log").read_text()
 
 
 # Signals, with a stage that says what it got.
