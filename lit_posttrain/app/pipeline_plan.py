@@ -71,7 +71,8 @@ def plan_stages(pipeline: DictConfig, given: list[str], *, model: str, data_targ
     _check_data(of_data)
     stages: list[Stage] = []
     for name, node in nodes.items():
-        lines = list(node["overrides"])
+        replaced = bool(of_data) or any(option(o) == "data" for o in own[name])
+        lines = [o for o in node["overrides"] if not (replaced and option(o).split(".")[0] == "data")]
         from_model = "model={model}" in lines
         overrides = [_fill(line, {"model": model}) for line in lines]
         overrides += [o for o in given if option(o).split(".")[0] in SHARED]

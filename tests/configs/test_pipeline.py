@@ -104,9 +104,9 @@ def test_preferences_are_demonstrations_pairs_and_prompts(command_line, stages, 
     of_data = [[a for a in arguments if a.startswith("data")] for arguments in stages[0]]
     held = [f"data.path.preferences.{option}" for option in ("path=hh.jsonl", "max_length=100")]
     assert of_data == [
-        ["data=gridworld_sft", "data=chosen", "data@data.path.preferences=hh_rlhf", *held],
-        ["data=gridworld_preferences", *data],
-        ["data=gridworld", "data=preference_prompts", "data@data.path.preferences=hh_rlhf", *held],
+        ["data=chosen", "data@data.path.preferences=hh_rlhf", *held],
+        data,
+        ["data=preference_prompts", "data@data.path.preferences=hh_rlhf", *held],
     ]
     sft, ppo = config(tmp_path / "road" / "sft")["data"], config(tmp_path / "road" / "ppo")["data"]
     assert (sft["max_length"], sft["drop_invalid"], sft["path"]["preferences"]["path"]) == (100, True, "hh.jsonl")
