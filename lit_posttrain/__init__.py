@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_posttrain.algos.dpo import DPO
     from lit_posttrain.algos.grpo import GRPO
+    from lit_posttrain.algos.ppo import PPO
     from lit_posttrain.algos.reinforce_pp import ReinforcePlusPlus
     from lit_posttrain.algos.reward_model import RewardModel
     from lit_posttrain.algos.rloo import RLOO
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DPO",
     "GRPO",
+    "PPO",
     "RLOO",
     "SFT",
     "InstructDataModule",
@@ -41,6 +43,7 @@ _HOME = {
     "DPO": "lit_posttrain.algos.dpo",
     "GRPO": "lit_posttrain.algos.grpo",
     "InstructDataModule": "lit_posttrain.data.instruct",
+    "PPO": "lit_posttrain.algos.ppo",
     "Lora": "lit_posttrain.models.lora",
     "PreferenceDataModule": "lit_posttrain.data.preferences",
     "Pretrained": "lit_posttrain.models.loading",

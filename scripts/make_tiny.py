@@ -73,7 +73,13 @@ def main() -> None:
     tokenizer = make_tokenizer()
     model = make_model(tokenizer, layers=args.layers, width=args.width)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
-    module = SFT(model, tokenizer=tokenizer, optimizer=partial(torch.optim.AdamW, lr=args.lr, betas=(0.9, 0.95)))
+    # The learning rate does not fall: what comes out knows the way and strays from it, which is what RL is to mend.
+    module = SFT(
+        model,
+        tokenizer=tokenizer,
+        optimizer=partial(torch.optim.AdamW, lr=args.lr, betas=(0.9, 0.95)),
+        scheduler=partial(torch.optim.lr_scheduler.LinearLR, start_factor=0.1, total_iters=50),
+    )
     demonstrations = DemonstrationGenerator(num_demonstrations=args.rows, noise=args.noise)
     trainer = Trainer(
         max_steps=args.steps,

@@ -20,7 +20,9 @@ from transformers import (
     Qwen2Config,
 )
 
+# A process has a core to itself: the tests run side by side, and so do the runs that they start.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 

@@ -8,12 +8,15 @@ Ratio = Literal["token", "sequence"]
 Clipping = Literal["surrogate", "weight"]
 ScoreNormalization = Literal["none", "center", "standardize"]
 RewardBaseline = Literal["none", "group"]
+MissingEOS = Literal["replace", "subtract", "mask", "keep"]
 
 CHOICES: dict[str, Any] = {
     "ratio": Ratio,
     "clipping": Clipping,
     "normalization": ScoreNormalization,
     "baseline": RewardBaseline,
+    "missing_eos": MissingEOS,
+    "kl_estimator": KLEstimator,
     "scale": AdvantageScale,
     "aggregation": Aggregation,
     "kl_value": KLEstimator,

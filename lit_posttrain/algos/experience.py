@@ -15,7 +15,7 @@ from lit_posttrain.data.chat import completion_as, encode_prompt
 from lit_posttrain.data.prompts import PromptDataModule
 from lit_posttrain.models.context import context_length
 from lit_posttrain.models.tokenizers import eos_token_ids, pad_token_id
-from lit_posttrain.rewards.protocol import RewardFunctions
+from lit_posttrain.rewards.protocol import RewardFunctions, Scores
 from lit_posttrain.rollout.sampler import sample_completions
 from lit_posttrain.rollout.sampling import Sampling
 
@@ -58,13 +58,17 @@ class Experience:
 
     def score(self, functions: RewardFunctions) -> Tensor:
         """What each function gives each completion: (B, F), NaN where it gave None."""
+        return self.judge(functions).values
+
+    def judge(self, functions: RewardFunctions) -> Scores:
+        """The same, with what was given token by token."""
         names = self.rows[0].keys() - {"prompt"}
         columns: dict[str, list[Any]] = {name: [row.get(name) for row in self.rows] for name in names}
         lengths = self.tokens.completion_mask.sum(1).tolist()
         ids = self.tokens.completion_ids.tolist()
         columns["completion_ids"] = [row[:length] for row, length in zip(ids, lengths, strict=True)]
         columns["truncated"] = self.truncated.tolist()
-        return functions([row["prompt"] for row in self.rows], self.completions, columns)
+        return functions.scores([row["prompt"] for row in self.rows], self.completions, columns)
 
 
 def collect(

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_posttrain.algos.choices import Clipping, Ratio, check_choices, check_clip_range
 from lit_posttrain.algos.policy_gradient import PolicyGradientModule
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
+from lit_posttrain.algos.samples import Judged
 from lit_posttrain.batching import Rollout
 from lit_posttrain.functional import (
     AdvantageScale,
@@ -200,7 +201,7 @@ class GRPO(PolicyGradientModule):
         )
         self.save_hyperparameters({"sampling": asdict(self.sampling)})
 
-    def penalties(self, rollout: Rollout) -> Tensor:
+    def penalties(self, rollout: Rollout, judged: Judged) -> Tensor:
         """The soft overlong punishment, (B,); 0 where there is none."""
         lengths = rollout.completion_mask.sum(1)
         if self.overlong_fraction is None:

@@ -8,6 +8,7 @@ from lit_posttrain.algos.experience import Experience
 from lit_posttrain.algos.online import OnlineModule
 from lit_posttrain.batching import MicroBatch, Rollout
 from lit_posttrain.functional import Aggregation, KLEstimator, PolicyLoss, aggregate, kl_estimate, normalizer
+from lit_posttrain.models.policy import TokenStatistics
 
 
 class PolicyGradientModule(OnlineModule):
@@ -51,6 +52,10 @@ class PolicyGradientModule(OnlineModule):
         """Tokens with an advantage: ()."""
         return (loss_mask & (advantages != 0)).sum()
 
+    def total_loss(self, policy_loss: Tensor, statistics: TokenStatistics, batch: MicroBatch) -> Tensor:
+        """The whole loss of a micro-batch from that of its policy, () to (); the same unless more is trained."""
+        return policy_loss
+
     def loss(self, batch: MicroBatch) -> Tensor:
         """This micro-batch's share of the optimiser step's loss: ()."""
         rollout, mask = batch.rollout, batch.rollout.loss_mask
@@ -65,6 +70,7 @@ class PolicyGradientModule(OnlineModule):
             normalizer=batch.normalizer,
             max_length=self.sampling.max_new_tokens,
         )
+        loss = self.total_loss(loss, statistics, batch)
 
         log_ratio = (logprobs - old_logprobs).detach()
         self._statistics.add("loss", loss)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_posttrain.algos.choices import RewardBaseline, check_choices, check_clip_range
 from lit_posttrain.algos.policy_gradient import PolicyGradientModule
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
+from lit_posttrain.algos.samples import Judged
 from lit_posttrain.batching import Rollout
 from lit_posttrain.functional import PolicyLoss, clipped_policy_loss, group_advantages, kl_estimate, reward_to_go
 from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
@@ -121,7 +122,7 @@ class ReinforcePlusPlus(PolicyGradientModule):
         centred = group_advantages(rewards, group_size=self.group_size, scale="none")
         return torch.where(rewards.isfinite(), centred, torch.nan)
 
-    def token_advantages(self, advantages: Tensor, rollout: Rollout) -> Tensor:
+    def token_advantages(self, advantages: Tensor, rollout: Rollout, judged: Judged) -> Tensor:
         """Whitened rewards-to-go, (B,) to (B, C); 0 where a completion could not be scored."""
         mask = rollout.loss_mask & advantages.isfinite()[:, None]
         rewards = torch.zeros_like(mask, dtype=advantages.dtype)

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_posttrain.algos.choices import check_clip_range
 from lit_posttrain.algos.policy_gradient import PolicyGradientModule
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
+from lit_posttrain.algos.samples import Judged
 from lit_posttrain.batching import Rollout
 from lit_posttrain.functional import (
     Aggregation,
@@ -120,10 +121,10 @@ class RLOO(PolicyGradientModule):
         """For the ratio, and for the KL in the reward."""
         return super().needs_old_logprobs or self.kl_coef > 0
 
-    def penalties(self, rollout: Rollout) -> Tensor:
+    def penalties(self, rollout: Rollout, judged: Judged) -> Tensor:
         """-beta times the KL of each completion from the reference, (B,)."""
         if rollout.old_logprobs is None or rollout.ref_logprobs is None:
-            return super().penalties(rollout)
+            return super().penalties(rollout, judged)
         kl = kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, estimator="k1")
         return -self.kl_coef * kl.masked_fill(~rollout.completion_mask, 0).sum(1)
 

@@ -22,6 +22,8 @@ class RolloutRecord:
         reward_names: the F reward functions.
         scores: of each function, (B, F), NaN = None.
         rewards: their weighted sum, (B,).
+        task_names: the S scores of the data, which say how good a completion is whatever it was rewarded for.
+        task_scores: (B, S), NaN = None.
         penalties: what was added to the rewards before they were compared (a KL, an overlong penalty), (B,).
         advantages: (B,).
         group_size: completions of each prompt.
@@ -36,6 +38,8 @@ class RolloutRecord:
     reward_names: list[str]
     scores: Tensor
     rewards: Tensor
+    task_names: list[str]
+    task_scores: Tensor
     penalties: Tensor
     advantages: Tensor
     group_size: int
@@ -74,6 +78,7 @@ def rollout_metrics(
         return (share(f"{name}^2", count) - share(name, count) ** 2).clamp(min=0).sqrt()
 
     metrics = {
+        **{f"rollout/{name}": share(f"task:{name}", f"judged:{name}") for name in record.task_names},
         "reward/mean": share("reward", "scored"),
         "reward/std": std("reward", "scored"),
         **{f"reward/{name}": share(f"score:{name}", f"scored:{name}") for name in record.reward_names},
@@ -110,10 +115,14 @@ def _sums(record: RolloutRecord) -> tuple[list[str], Tensor]:
         "truncated": 0.0,
         "distinct": 0.0,
     }
-    for index, name in enumerate(record.reward_names):
-        given = ~record.scores[:, index].isnan()
-        sums[f"scored:{name}"] = given.sum().item()
-        sums[f"score:{name}"] = record.scores[:, index].masked_fill(~given, 0).sum().item()
+    for names, scores, total, count in (
+        (record.reward_names, record.scores, "score", "scored"),
+        (record.task_names, record.task_scores, "task", "judged"),
+    ):
+        for index, name in enumerate(names):
+            given = ~scores[:, index].isnan()
+            sums[f"{count}:{name}"] = given.sum().item()
+            sums[f"{total}:{name}"] = scores[:, index].masked_fill(~given, 0).sum().item()
     if record.experience is not None:
         texts = record.experience.texts
         sums["truncated"] = record.experience.truncated.sum().item()

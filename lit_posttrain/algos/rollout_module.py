@@ -13,12 +13,12 @@ from lit_posttrain.algos.completing_module import CompletingModule
 from lit_posttrain.algos.experience import Experience, PromptRow, check_rows, evaluation_mode
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
 from lit_posttrain.algos.rollout_metrics import RolloutRecord, rollout_metrics
-from lit_posttrain.algos.samples import Samples, first_with_spread
+from lit_posttrain.algos.samples import Judged, Samples, first_with_spread
 from lit_posttrain.batching import PlannedRollout, Rollout, in_batches, plan_steps
 from lit_posttrain.models.policy import TokenStatistics
 from lit_posttrain.models.reference import Reference
 from lit_posttrain.models.tokenizers import pad_token_id
-from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
+from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions, Scores
 from lit_posttrain.rollout.counter_rng import stable_hash
 from lit_posttrain.rollout.sampling import Sampling
 
@@ -112,7 +112,7 @@ class RolloutModule(CompletingModule):
         """Whether anything compares with the log-probs under the policy that sampled."""
         return self.steps_per_rollout > 1
 
-    def penalties(self, rollout: Rollout) -> Tensor:
+    def penalties(self, rollout: Rollout, judged: Judged) -> Tensor:
         """What is added to the reward of each sequence of this rank before it is compared, (B,); 0 by default."""
         return torch.zeros(len(rollout), device=rollout.advantages.device)
 
@@ -120,9 +120,13 @@ class RolloutModule(CompletingModule):
     def advantages(self, rewards: Tensor) -> Tensor:
         """Advantages of the rewards of all ranks, (B,) to (B,); NaN = not scorable, groups contiguous."""
 
-    def token_advantages(self, advantages: Tensor, rollout: Rollout) -> Tensor:
+    def token_advantages(self, advantages: Tensor, rollout: Rollout, judged: Judged) -> Tensor:
         """Those of each token from those of this rank's sequences, (B,) to (B, C); the same at all by default."""
         return advantages[:, None].expand(rollout.loss_mask.shape)
+
+    def further_rollout_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
+        """What an algorithm reports of a rollout beside what all do, the same on all ranks."""
+        return {}
 
     @abstractmethod
     def loss_mask(self, experience: Experience) -> Tensor:
@@ -163,12 +167,12 @@ class RolloutModule(CompletingModule):
         learnt = samples.rows_of(groups)
         rollout = self._as_rollout(samples.experience, learnt)
         self._add_old_and_reference_logprobs(rollout)
-        rewards = samples.rewards[learnt].to(self.device)
-        penalties = self.penalties(rollout)[: len(rewards)]  # a rank without sequences has a masked row
-        rewards = rewards + penalties
+        judged = samples.judged(learnt, like=rollout)
+        penalties = self.penalties(rollout, judged)[: len(learnt)]  # a rank without sequences has a masked row
+        rewards = judged.rewards[: len(learnt)] + penalties
         sequence_advantages = rewards.new_zeros(len(rollout))
         sequence_advantages[: len(rewards)] = self._advantages_over_ranks(rewards, numbers)
-        rollout.advantages = self.token_advantages(sequence_advantages, rollout)
+        rollout.advantages = self.token_advantages(sequence_advantages, rollout, judged)
         planned = self._plan(
             rollout, (numbers[:, None] * self.group_size + torch.arange(self.group_size)).flatten(), index
         )
@@ -186,15 +190,20 @@ class RolloutModule(CompletingModule):
             reward_names=self.rewards.names,
             scores=samples.scores,
             rewards=samples.rewards,
+            task_names=[] if self._scores is None else self._scores.names,
+            task_scores=self._task_scores(samples.experience),
             penalties=given_penalties,
             advantages=advantages,
             group_size=self.group_size,
             groups_kept=len(groups) if self.max_refills > 0 else None,
             score_s=samples.score_s + time.perf_counter() - started,
         )
-        self._unlogged = rollout_metrics(
-            self.last_rollout, sum_over_ranks=self.sum_over_ranks, max_over_ranks=self.max_over_ranks
-        )
+        self._unlogged = {
+            **rollout_metrics(
+                self.last_rollout, sum_over_ranks=self.sum_over_ranks, max_over_ranks=self.max_over_ranks
+            ),
+            **self.further_rollout_metrics(rollout),
+        }
         self.log_now(self._unlogged)
         return planned
 
@@ -230,15 +239,24 @@ class RolloutModule(CompletingModule):
                 rows, sampling=self.sampling, num_samples=self.group_size, prompt_keys=keys, seed=self.seed
             )
         started = time.perf_counter()
-        scores = experience.score(self.rewards) if experience else torch.zeros(0, len(self.rewards.names))
+        scores = Scores(torch.zeros(0, len(self.rewards.names)), [])
+        if experience is not None:
+            scores = experience.judge(self.rewards)
         return Samples(
             slots=slots,
             experience=experience,
-            scores=scores,
-            rewards=self.rewards.total(scores),
+            scores=scores.values,
+            rewards=self.rewards.total(scores.values),
+            token_rewards=scores.token_rewards,
             group_size=self.group_size,
             score_s=time.perf_counter() - started,
         )
+
+    def _task_scores(self, experience: Experience | None) -> Tensor:
+        """The scores of the data, (B, S): with a learned reward they show what it leaves out."""
+        if self._scores is None or experience is None:
+            return torch.zeros(0, 0 if self._scores is None else len(self._scores.names))
+        return experience.score(self._scores)
 
     def _advantages_over_ranks(self, rewards: Tensor, numbers: Tensor) -> Tensor:
         """Advantages of this rank's rewards, (B,), from those of all ranks; `numbers` of its groups, (N,)."""
@@ -296,7 +314,7 @@ class RolloutModule(CompletingModule):
         """Fill in what loss and rewards compare with, and no more: a single on-policy step is its own old policy."""
         policy, reference = self.policy, self.reference
         assert policy is not None
-        batch_size = max(1, -(-len(rollout) // (self.num_minibatches * self.trainer.accumulate_grad_batches)))
+        batch_size = self.rows_at_once(rollout)
         with evaluation_mode(policy), self.trainer.precision_plugin.forward_context():
             if self.needs_old_logprobs:
                 rollout.old_logprobs = in_batches(
@@ -309,14 +327,25 @@ class RolloutModule(CompletingModule):
                     batch_size=batch_size,
                 )
 
-    def whiten_over_ranks(self, values: Tensor, mask: Tensor) -> Tensor:
-        """Mean 0 and variance 1 over what counts on all ranks, as `functional.whiten` of one rank: (B, C) to (B, C)."""
+    def rows_at_once(self, rollout: Rollout) -> int:
+        """Sequences of a rollout that go through a model together without gradients: as many as in a micro-batch."""
+        return max(1, -(-len(rollout) // (self.num_minibatches * self.trainer.accumulate_grad_batches)))
+
+    def whiten_over_ranks(self, values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
+        """Variance 1, and mean 0 if asked for, over what counts on all ranks: as `functional.whiten` of one rank.
+
+        Args:
+            values: (B, C).
+            mask: (B, C).
+            shift_mean: move the mean to 0.
+        """
         highest = self.max_over_ranks(values.masked_fill(~mask, -torch.inf).max())
         values = (values - highest).masked_fill(~mask, 0)  # equal values are exact zeros then, and so is their mean
         count, total = self.sum_over_ranks(torch.stack([mask.sum().to(values.dtype), values.sum()]))
         centred = (values - total / count.clamp(min=1)).masked_fill(~mask, 0)
         variance = self.sum_over_ranks(centred.square().sum()) / count.clamp(min=1)
-        return centred / (variance + 1e-8).sqrt()
+        whitened = centred / (variance + 1e-8).sqrt()
+        return whitened if shift_mean else (whitened + highest + total / count.clamp(min=1)).masked_fill(~mask, 0)
 
     def token_statistics(self, batch: Rollout, *, entropy_gradient: bool = False) -> TokenStatistics:
         """Log-probs and entropies of a batch's completions under the policy, (B, C)."""

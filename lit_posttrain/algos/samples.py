@@ -8,7 +8,23 @@ import torch
 from torch import Tensor
 
 from lit_posttrain.algos.experience import Experience
+from lit_posttrain.batching import Rollout
 from lit_posttrain.functional import has_spread
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a rollout's B completions were given by the reward functions.
+
+    Attributes:
+        rewards: of whole completions, per-token parts included, (B,); NaN = not scorable.
+        token_rewards: the part that was given token by token, (B, C), 0 elsewhere.
+        truncated: no EOS, (B,) bool.
+    """
+
+    rewards: Tensor
+    token_rewards: Tensor
+    truncated: Tensor
 
 
 @dataclass(frozen=True)
@@ -20,6 +36,7 @@ class Samples:
         experience: prompts and completions; None where the rank has no prompt.
         scores: what each of F reward functions gave, (B, F), NaN = None.
         rewards: their weighted sum, (B,).
+        token_rewards: what of it was given token by token, B lists, empty where nothing was.
         group_size: G.
         score_s: seconds that scoring took.
     """
@@ -28,6 +45,7 @@ class Samples:
     experience: Experience | None
     scores: Tensor
     rewards: Tensor
+    token_rewards: list[list[float]]
     group_size: int
     score_s: float
 
@@ -40,6 +58,24 @@ class Samples:
         """The completions of some groups, (n,) to (n * G,)."""
         return (groups[:, None] * self.group_size + torch.arange(self.group_size)).flatten()
 
+    def judged(self, rows: Tensor, *, like: Rollout) -> Judged:
+        """The rewards of some completions, in the shape of the rollout that is made of them.
+
+        Args:
+            rows: the completions, (n,).
+            like: n rows of C tokens, or a masked row where n is 0.
+        """
+        device, shape = like.completion_ids.device, like.completion_ids.shape
+        rewards, truncated = torch.zeros(shape[0]), torch.zeros(shape[0], dtype=torch.bool)
+        token_rewards = torch.zeros(shape)
+        if len(rows) > 0:
+            assert self.experience is not None
+            rewards, truncated = self.rewards[rows], self.experience.truncated.cpu()[rows]
+        for place, row in enumerate(rows.tolist()):
+            numbers = torch.tensor(self.token_rewards[row])
+            token_rewards[place, : len(numbers)] = numbers
+        return Judged(rewards.to(device), token_rewards.to(device), truncated.to(device))
+
     @classmethod
     def join(cls, parts: "Sequence[Samples]", *, pad_id: int) -> "Samples":
         """Several in one, in their order."""
@@ -51,6 +87,7 @@ class Samples:
             experience=Experience.join(experiences, pad_id=pad_id) if experiences else None,
             scores=torch.cat([part.scores for part in parts]),
             rewards=torch.cat([part.rewards for part in parts]),
+            token_rewards=[numbers for part in parts for numbers in part.token_rewards],
             group_size=parts[0].group_size,
             score_s=sum(part.score_s for part in parts),
         )

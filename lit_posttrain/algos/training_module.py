@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler
 from lit_posttrain.algos.resuming import take_up_epoch
 from lit_posttrain.algos.step_statistics import StepStatistics
 
-MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 
 
@@ -95,9 +95,13 @@ class TrainingModule(L.LightningModule):
         """What an incomplete step at the end of an epoch left behind belongs to no other step."""
         self._statistics = StepStatistics()
 
+    def parameter_groups(self) -> list[Any]:
+        """What the optimiser is made from: all trainable parameters, or groups of them with options of their own."""
+        return [p for p in self.parameters() if p.requires_grad]
+
     def configure_optimizers(self) -> Any:
         """One optimiser over all trainable parameters, and a schedule by optimiser steps."""
-        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self._make_optimizer(self.parameter_groups())
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._make_scheduler(optimizer), "interval": "step"},

@@ -28,11 +28,16 @@ def changed_options(checkpoint: str | Path, cfg: DictConfig) -> list[str]:
     before, now = _flat(OmegaConf.load(path)), _flat(cfg)
     lines = []
     for name in sorted(before.keys() | now.keys()):
-        if name.startswith(FREE + REPEATED) or before.get(name) == now.get(name):
+        if _belongs(name, FREE + REPEATED) or before.get(name) == now.get(name):
             continue
         note = " (the checkpoint's stays)" if name.startswith(RESTORED) else ""
         lines.append(f"{name}: {before.get(name)} -> {now.get(name)}{note}")
     return lines
+
+
+def _belongs(name: str, options: tuple[str, ...]) -> bool:
+    """Whether it is one of these options or stands below one: `mode` is not the beginning of `model.path`."""
+    return any(name == option or name.startswith(f"{option}.") for option in options)
 
 
 def _flat(cfg: Any) -> dict[str, Any]:

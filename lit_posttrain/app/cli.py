@@ -73,6 +73,9 @@ def main() -> None:
         sys.exit(TERMINATED)  # Lightning's SIGTERMException carries no status, which would read as success
     finally:
         signal.signal(signal.SIGTERM, previous)
+        if not full_errors:
+            for name in ("HYDRA_FULL_ERROR", SET_HERE):
+                os.environ.pop(name, None)
 
 
 def resume_in_place(arguments: list[str]) -> list[str]:

@@ -116,6 +116,8 @@ class Rollout(TokenBatch):
         advantages: (B, C).
         old_logprobs: (B, C), log-probs under the policy that sampled, None where the update is exactly on-policy.
         ref_logprobs: (B, C), log-probs under the frozen reference, None without a KL term.
+        values: (B, C), what the critic expected before each token when the rollout was made; None without a critic.
+        returns: (B, C), what the critic should have expected; None without one.
     """
 
     def __init__(
@@ -129,6 +131,8 @@ class Rollout(TokenBatch):
         advantages: Tensor,
         old_logprobs: Tensor | None,
         ref_logprobs: Tensor | None,
+        values: Tensor | None = None,
+        returns: Tensor | None = None,
     ) -> None:
         super().__init__(
             prompt_ids=prompt_ids,
@@ -140,6 +144,8 @@ class Rollout(TokenBatch):
         self.advantages = advantages
         self.old_logprobs = old_logprobs
         self.ref_logprobs = ref_logprobs
+        self.values = values
+        self.returns = returns
 
     @classmethod
     def masked_row(cls, pad_id: int, *, like: "Rollout | None" = None) -> Self:
@@ -147,10 +153,14 @@ class Rollout(TokenBatch):
 
         Args:
             pad_id: written as its tokens.
-            like: the rollout that it joins; it gets the log-probs that this has.
+            like: the rollout that it joins; it gets the log-probs and values that this has.
         """
         ids, real = torch.full((1, 1), pad_id), torch.ones(1, 1, dtype=torch.bool)
         zeros = torch.zeros(1, 1) if like is None else torch.zeros(1, 1, dtype=like.advantages.dtype)
+
+        def if_any(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else zeros
+
         return cls(
             prompt_ids=ids,
             prompt_mask=real,
@@ -158,8 +168,10 @@ class Rollout(TokenBatch):
             completion_mask=real,
             loss_mask=~real,
             advantages=zeros,
-            old_logprobs=None if like is None or like.old_logprobs is None else zeros,
-            ref_logprobs=None if like is None or like.ref_logprobs is None else zeros,
+            old_logprobs=None if like is None else if_any(like.old_logprobs),
+            ref_logprobs=None if like is None else if_any(like.ref_logprobs),
+            values=None if like is None else if_any(like.values),
+            returns=None if like is None else if_any(like.returns),
         )
 
     def model_inputs(self) -> dict[str, Tensor]:

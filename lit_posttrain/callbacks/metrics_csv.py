@@ -59,8 +59,6 @@ class MetricsCSV(Logger):
             row = self._rows.setdefault(step or 0, {})
             self._changed |= row != row | values
             row.update(values)
-        if time.monotonic() - self._flushed_at > FLUSH_EVERY_S:
-            self.save()
 
     def go_on_from(self, step: int) -> None:
         """Take up what the file holds, but for later steps, which a run that resumes at `step` makes again."""
@@ -68,12 +66,18 @@ class MetricsCSV(Logger):
             self._rows = {row: values for row, values in _read(self.path).items() if row <= step}
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """What a checkpoint has seen is in the table before a kill can come."""
-        self.save()
+        """What a checkpoint has seen is in the table."""
+        self.flush()
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the table."""
+        """Write the table now and then: Lightning asks for it at every step."""
+        if time.monotonic() - self._flushed_at > FLUSH_EVERY_S:
+            self.flush()
+
+    @rank_zero_only
+    def flush(self) -> None:
+        """Write the table if it has changed."""
         self._flushed_at = time.monotonic()
         if not self._changed:
             return
@@ -90,7 +94,7 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write what is left."""
-        self.save()
+        self.flush()
 
 
 def _read(path: Path) -> dict[int, dict[str, Any]]:

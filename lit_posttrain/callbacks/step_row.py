@@ -29,4 +29,9 @@ class StepRow(Callback):
         values = {name: value.item() if isinstance(value, Tensor) else value for name, value in logged.items()}
         for table in tables:
             table.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
-            table.save()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The table is on the disk before the checkpoint is."""
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.flush()

@@ -20,7 +20,9 @@ from lit_posttrain.functional.anchored_losses import (
     nca_loss,
     sppo_loss,
 )
+from lit_posttrain.functional.gae import gae
 from lit_posttrain.functional.kl import KLEstimator, KLGradient, kl_estimate, kl_penalty
+from lit_posttrain.functional.kl_control import adapted_kl_coef
 from lit_posttrain.functional.logprobs import sequence_logprobs, token_entropy, token_logprobs
 from lit_posttrain.functional.masking import masked_mean, masked_var, whiten
 from lit_posttrain.functional.pass_at_k import pass_at_k
@@ -35,6 +37,7 @@ from lit_posttrain.functional.preference_losses import dpo_loss, hinge_loss, ipo
 from lit_posttrain.functional.ranking import calibration_error, correlation, pair_accuracy
 from lit_posttrain.functional.reference_free_losses import odds_ratio_loss, simpo_loss
 from lit_posttrain.functional.reward_losses import bradley_terry_loss
+from lit_posttrain.functional.value_losses import ValueLoss, clipped_value_loss, explained_variance
 
 __all__ = [
     "AdvantageScale",
@@ -43,6 +46,8 @@ __all__ = [
     "KLEstimator",
     "KLGradient",
     "PolicyLoss",
+    "ValueLoss",
+    "adapted_kl_coef",
     "aggregate",
     "apo_down_loss",
     "apo_zero_loss",
@@ -50,8 +55,11 @@ __all__ = [
     "calibration_error",
     "cispo_loss",
     "clipped_policy_loss",
+    "clipped_value_loss",
     "correlation",
     "dpo_loss",
+    "explained_variance",
+    "gae",
     "group_advantages",
     "has_spread",
     "hinge_loss",

@@ -21,12 +21,14 @@ class TokenStatistics(NamedTuple):
         entropy: entropy of the distribution that it was taken from, in nats.
         hits: whether the token was the most probable one; None unless asked for.
         mean_logprobs: mean of the log-probabilities of all tokens of the vocabulary, in nats; None unless asked for.
+        values: what a head on the trunk says of the state before the token; None unless asked for.
     """
 
     logprobs: Tensor
     entropy: Tensor
     hits: Tensor | None = None
     mean_logprobs: Tensor | None = None
+    values: Tensor | None = None
 
 
 class Policy(nn.Module):
@@ -62,6 +64,11 @@ class Policy(nn.Module):
                 stacklevel=2,
             )
 
+    @property
+    def has_known_head(self) -> bool:
+        """Whether hidden states are to be had apart from the logits."""
+        return self._head is not None
+
     def forward(
         self,
         *,
@@ -74,6 +81,7 @@ class Policy(nn.Module):
         entropy_gradient: bool = False,
         supervised: bool = False,
         pack_ids: Tensor | None = None,
+        value_head: nn.Module | None = None,
     ) -> TokenStatistics:
         """Log-probs and entropies of the completion tokens given all before them.
 
@@ -91,14 +99,13 @@ class Policy(nn.Module):
             supervised: whether `hits` and `mean_logprobs` are wanted, too.
             pack_ids: (B,), rows with the same number go through the model in one sequence, without seeing one another;
                 the result stays by row. None = each row by itself.
+            value_head: makes a value of the hidden state that a token is predicted from, (n, H) to (n,); needs
+                `has_known_head`.
 
         Raises:
             ValueError: if rows shall be packed and the model cannot keep them apart.
         """
-        wanted = loss_mask.clone()
-        wanted[0, 0] |= ~loss_mask.any()  # a fully masked batch still runs the head: every parameter gets a gradient
-        rows, tokens = wanted.nonzero(as_tuple=True)
-        predictors = prompt_mask.sum(1)[rows] - 1 + tokens  # in the row without its left padding
+        wanted, rows, predictors = prediction_places(prompt_mask, loss_mask)
         if pack_ids is None:
             inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
         else:
@@ -135,8 +142,11 @@ class Policy(nn.Module):
         ]
         statistics = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
         empty = statistics[0].new_zeros(loss_mask.shape)
-        places = [empty.to(values.dtype).masked_scatter(wanted, values) for values in statistics]
-        return TokenStatistics(*places)
+        places = TokenStatistics(*(empty.to(each.dtype).masked_scatter(wanted, each) for each in statistics))
+        if value_head is None:
+            return places
+        values = value_head(hidden)
+        return places._replace(values=empty.to(values.dtype).masked_scatter(wanted, values))
 
     def _statistics(
         self, hidden: Tensor, token_ids: Tensor, temperature: float, entropy_gradient: bool, supervised: bool
@@ -151,6 +161,23 @@ class Policy(nn.Module):
         taken = logits.gather(-1, token_ids[..., None]).squeeze(-1).to(logprobs.dtype) / temperature
         mean_logprobs = logprobs + mean_logit - taken  # every log p is its logit less the same normaliser
         return logprobs, entropy, logits.argmax(-1) == token_ids, mean_logprobs
+
+
+def prediction_places(prompt_mask: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the completion tokens that count are predicted from: at the token before each.
+
+    Args:
+        prompt_mask: (B, P).
+        loss_mask: (B, C).
+
+    Returns:
+        `loss_mask` with one place at least, so that a fully masked batch still runs the head and every parameter gets
+        a gradient, (B, C); row and position of each of its n places in rows without left padding, (n,) and (n,).
+    """
+    wanted = loss_mask.clone()
+    wanted[0, 0] |= ~loss_mask.any()
+    rows, tokens = wanted.nonzero(as_tuple=True)
+    return wanted, rows, prompt_mask.sum(1)[rows] - 1 + tokens
 
 
 def without_left_padding(

@@ -1,7 +1,9 @@
 """The reference policy of a KL term: the policy as it was in the beginning."""
 
 import copy
-from typing import TYPE_CHECKING, Protocol
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,41 +14,22 @@ if TYPE_CHECKING:
     from lit_posttrain.models.adapter import Adapter
 
 
-class Reference(Protocol):
-    """What is asked of a reference policy."""
+class Reference(ABC):
+    """The initial policy. Made before a checkpoint is restored: a resumed run has the one that the first run had.
 
+    Attributes:
+        policy: what its log-probs are computed with.
+    """
+
+    policy: Policy
+
+    @abstractmethod
     def to(self, device: torch.device) -> None:
         """Move it to where the policy is."""
 
-    def logprobs(
-        self,
-        *,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        completion_ids: Tensor,
-        completion_mask: Tensor,
-        loss_mask: Tensor,
-        temperature: float,
-    ) -> Tensor:
-        """Log-probs of the completion tokens under the reference, (B, C); arguments as in `Policy.forward`."""
-
-
-class FrozenReference:
-    """A copy of the policy as it was in the beginning.
-
-    Not an `nn.Module`, so that it stays out of the state dict, the optimiser and the buckets of DDP. Made from the
-    initial weights, before a checkpoint is restored: a resumed run has the reference that the first one had.
-
-    Args:
-        policy: the policy with its initial weights; copied.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
-
-    def to(self, device: torch.device) -> None:
-        """Move the copy to where the policy is."""
-        self.policy.to(device)
+    def as_it_was(self) -> AbstractContextManager[None]:
+        """Inside, `policy` is what it was in the beginning."""
+        return nullcontext()
 
     @torch.no_grad()
     def logprobs(
@@ -60,21 +43,39 @@ class FrozenReference:
         temperature: float,
     ) -> Tensor:
         """Log-probs of the completion tokens under the reference, (B, C); arguments as in `Policy.forward`."""
-        return self.policy(
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            completion_ids=completion_ids,
-            completion_mask=completion_mask,
-            loss_mask=loss_mask,
-            temperature=temperature,
-        ).logprobs
+        with self.as_it_was():
+            return self.policy(
+                prompt_ids=prompt_ids,
+                prompt_mask=prompt_mask,
+                completion_ids=completion_ids,
+                completion_mask=completion_mask,
+                loss_mask=loss_mask,
+                temperature=temperature,
+            ).logprobs
 
 
-class AdapterReference:
+class FrozenReference(Reference):
+    """A copy of the policy as it was in the beginning.
+
+    Not an `nn.Module`, so that it stays out of the state dict, the optimiser and the buckets of DDP.
+
+    Args:
+        policy: the policy with its initial weights; copied.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
+
+    def to(self, device: torch.device) -> None:
+        """Move the copy to where the policy is."""
+        self.policy.to(device)
+
+
+class AdapterReference(Reference):
     """The policy itself with its adapter as it was in the beginning: no second model in memory.
 
     A fresh adapter is switched off. One that had been trained before belongs to the initial policy, and has a frozen
-    copy beside it that is switched to. Made before a checkpoint is restored, as `FrozenReference`.
+    copy beside it that is switched to.
 
     Args:
         policy: the policy, with its initial weights; not copied.
@@ -89,24 +90,6 @@ class AdapterReference:
     def to(self, device: torch.device) -> None:
         """Nothing to do: it is where the policy is."""
 
-    @torch.no_grad()
-    def logprobs(
-        self,
-        *,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        completion_ids: Tensor,
-        completion_mask: Tensor,
-        loss_mask: Tensor,
-        temperature: float,
-    ) -> Tensor:
-        """Log-probs of the completion tokens under the reference, (B, C); arguments as in `Policy.forward`."""
-        with self.adapter.initial():
-            return self.policy(
-                prompt_ids=prompt_ids,
-                prompt_mask=prompt_mask,
-                completion_ids=completion_ids,
-                completion_mask=completion_mask,
-                loss_mask=loss_mask,
-                temperature=temperature,
-            ).logprobs
+    def as_it_was(self) -> AbstractContextManager[None]:
+        """With the adapter off, or its copy on."""
+        return self.adapter.initial()

@@ -5,14 +5,28 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_posttrain.rewards.arguments import read_parameters
-from lit_posttrain.rewards.values import read_values
+from lit_posttrain.rewards.values import read_values, split_token_values
 
-RewardFunction = Callable[..., Sequence[float | None] | Tensor]
+RewardFunction = Callable[..., Sequence[float | Sequence[float] | None] | Tensor]
+
+
+class Scores(NamedTuple):
+    """What reward functions say of B completions.
+
+    Attributes:
+        values: of each function, [B, F], fp32 on the CPU; NaN where it returned None.
+        token_rewards: the part of each completion's reward that was given token by token: the weighted sum over the
+            functions that did so, as many numbers as it has tokens; empty where none did.
+    """
+
+    values: Tensor
+    token_rewards: list[list[float]]
 
 
 class RewardFunctions:
@@ -22,6 +36,9 @@ class RewardFunctions:
     keyword with one entry per completion in every list, and returns as many numbers, None where a completion cannot be
     scored. The columns are those of the data, and `completion_ids` and `truncated`. A function with a `**` parameter
     gets all of them, another only those it names.
+
+    In place of a number it may return a list of numbers, one for each token of the completion's `completion_ids` (the
+    EOS is one of them): the reward of each token. PPO uses them; everywhere else their sum is the completion's reward.
 
     Args:
         functions: a callable or several.
@@ -70,17 +87,35 @@ class RewardFunctions:
             TypeError: if a function returned something that is no list, tuple or 1-D tensor of numbers.
             RuntimeError: if a function raised an exception, which is chained.
         """
+        return self.scores(prompts, completions, columns).values
+
+    def scores(self, prompts: Sequence, completions: Sequence, columns: Mapping[str, Sequence]) -> Scores:
+        """Score every completion by every function, and keep what was given token by token; otherwise as a call.
+
+        Raises:
+            ValueError: also if there are not as many numbers as tokens, or no `completion_ids` to count those.
+        """
         _check_lengths(prompts, completions, columns)
         available = {"prompts": prompts, "completions": completions, **columns}
+        lengths = [len(ids) for ids in columns["completion_ids"]] if "completion_ids" in columns else None
+        token_rewards: list[list[float]] = [[] for _ in completions]
         scores = []
-        for function, name, parameters in zip(self.functions, self.names, self._parameters, strict=True):
+        for function, name, weight, parameters in zip(
+            self.functions, self.names, self.weights, self._parameters, strict=True
+        ):
             arguments = parameters.select(available, name=name)
             try:
                 returned = function(**arguments)
             except Exception as error:
                 raise RuntimeError(_describe_failure(error, name, prompts, completions)) from error
-            scores.append(read_values(returned, name=name, num_rows=len(completions)))
-        return torch.tensor(scores, dtype=torch.float32).T.contiguous()
+            whole, by_token = split_token_values(returned, name=name, lengths=lengths)
+            scores.append(read_values(whole, name=name, num_rows=len(completions)))
+            for row, numbers in enumerate(by_token):
+                if numbers is not None and weight != 0:
+                    weighted = [weight * number for number in numbers]
+                    before = token_rewards[row] or [0.0] * len(weighted)
+                    token_rewards[row] = [a + b for a, b in zip(before, weighted, strict=True)]
+        return Scores(torch.tensor(scores, dtype=torch.float32).T.contiguous(), token_rewards)
 
     def total(self, scores: Tensor) -> Tensor:
         """Add up the weighted scores of the functions that could score, without rescaling for those that could not.

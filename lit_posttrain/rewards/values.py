@@ -1,7 +1,9 @@
 """What a reward function may return."""
 
 import math
+from collections.abc import Sequence
 from numbers import Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +46,52 @@ def read_values(returned: object, *, name: str, num_rows: int) -> list[float]:
             f"got {len(values)} values for {num_rows} completions."
         )
     return [_read_value(value, name=name, row=row) for row, value in enumerate(values)]
+
+
+def split_token_values(
+    returned: object, *, name: str, lengths: Sequence[int] | None
+) -> tuple[object, list[list[float] | None]]:
+    """Take the completions apart that a reward function judged token by token.
+
+    Args:
+        returned: by the function.
+        name: name of the function.
+        lengths: tokens of each completion; None = not known.
+
+    Returns:
+        What `read_values` reads, with the sum in place of the numbers of a completion, and those numbers; None where
+        the completion was judged as a whole.
+
+    Raises:
+        TypeError: if one of the numbers is none.
+        ValueError: if there are not as many as the completion has tokens, or one is not finite.
+
+    >>> split_token_values([1.0, [0.5, -0.25]], name="steps", lengths=[3, 2])
+    ([1.0, 0.25], [None, [0.5, -0.25]])
+    """
+    if not isinstance(returned, list | tuple):
+        return returned, []
+    whole: list[Any] = list(returned)
+    by_token: list[list[float] | None] = [None] * len(whole)
+    for row, value in enumerate(whole):
+        if isinstance(value, Tensor | np.ndarray) and value.ndim == 1:
+            value = value.tolist()
+        if not isinstance(value, list | tuple):
+            continue
+        if lengths is None or row >= len(lengths) or len(value) != lengths[row]:
+            length = "an unknown number of" if lengths is None or row >= len(lengths) else lengths[row]
+            raise ValueError(
+                f"The reward function `{name}` must return one number per completion, or for a completion a list of "
+                f"one number per token of `completion_ids`, got {len(value)} numbers for {length} tokens in row {row}."
+            )
+        numbers = [_read_value(number, name=name, row=row) for number in value]
+        if any(math.isnan(number) for number in numbers):
+            raise TypeError(
+                f"The reward function `{name}` must return a number for every token of row {row}, got None for one: "
+                "return None for the whole completion where it cannot be scored."
+            )
+        by_token[row], whole[row] = numbers, math.fsum(numbers)
+    return whole, by_token
 
 
 def _read_value(value: object, *, name: str, row: int) -> float:

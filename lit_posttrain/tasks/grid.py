@@ -106,9 +106,14 @@ class Grid:
 
 def free_neighbours(cell: Cell, *, width: int, height: int, walls: frozenset[Cell]) -> list[Cell]:
     """Return the cells one move away that are on the grid and no wall, in the order of MOVES."""
-    column, row = cell
-    beside = [(column + across, row + along) for across, along in MOVES]
+    beside = cells_beside(cell)
     return [there for there in beside if 0 <= there[0] < width and 0 <= there[1] < height and there not in walls]
+
+
+def cells_beside(cell: Cell) -> list[Cell]:
+    """Return the cells one move away, be they walls or off the grid, in the order of MOVES."""
+    column, row = cell
+    return [(column + across, row + along) for across, along in MOVES]
 
 
 @lru_cache(maxsize=1024)  # a rollout asks for the same grid again and again

@@ -5,10 +5,10 @@ from random import Random
 from typing import TypedDict
 
 from lit_posttrain.tasks.draws import draw_index
-from lit_posttrain.tasks.grid import Grid
+from lit_posttrain.tasks.grid import Grid, cells_beside
 from lit_posttrain.tasks.gridworld_data import Split, prompt_rows
 from lit_posttrain.tasks.gridworld_paths import score_path
-from lit_posttrain.tasks.gridworld_text import MOVES, Cell, cell_name, path_text
+from lit_posttrain.tasks.gridworld_text import Cell, cell_name
 from lit_posttrain.tasks.gridworld_walks import noisy_walk
 
 MIN_DIFFERENCE, MAX_DIFFERENCE = 0.1, 0.9
@@ -35,6 +35,8 @@ class JudgedCompletion(TypedDict):
 def path_return(prompt: str, completion: str) -> float:
     """The true return of a path: moves of the shortest one / moves made if it ends at the goal, else 0.
 
+    It orders paths as the task's reward does, whose part for arriving is left out: margins tell lengths apart.
+
     >>> task = "grid 5 5 walls start a1 goal b1 path"
     >>> [path_return(task, text) for text in ("b1", "a2 b2 b1", "", "a2", "a1")]
     [1.0, 0.3333333333333333, 0.0, 0.0, 0.0]
@@ -57,7 +59,7 @@ def preference_rows(
     """Make one pair for each prompt of `prompt_rows` with the same split, seed and sizes.
 
     Completions begin with the space that parts them from the prompt. Each is, evenly, a shortest path, a noisy walk to
-    the goal, a walk cut off before its end (perhaps at once), or one that enters a wall or jumps. Of two, the one with
+    the goal, a walk cut off before its end (perhaps at once), or one that enters walls or jumps. Of two, the one with
     the higher true return is chosen; pairs whose returns are closer than `min_difference` are drawn again.
 
     Args:
@@ -97,18 +99,25 @@ def _completion(grid: Grid, rng: Random) -> str:
     cells = noisy_walk(grid, rng, noise=_NOISE[kind], max_moves=grid.width * grid.height)
     if kind == "unfinished":
         cells = cells[: 1 + draw_index(rng, len(cells) - 1)]
-    words = path_text(cells).split()
     if kind == "invalid":
-        place = draw_index(rng, len(words))
-        wrong = _wrong_cells(grid, cells[place])
-        words[place] = cell_name(wrong[draw_index(rng, len(wrong))])
-    return "".join(f" {word}" for word in words)  # as it stands behind the prompt
+        cells = _with_faults(grid, cells, rng)
+    return "".join(f" {cell_name(cell)}" for cell in cells[1:])  # as it stands behind the prompt
+
+
+def _with_faults(grid: Grid, cells: list[Cell], rng: Random) -> list[Cell]:
+    """A walk with at least one cell, and on average half of them, that no move enters from the one before it."""
+    certain = 1 + draw_index(rng, len(cells) - 1)
+    faulty = list(cells)
+    for place in range(1, len(cells)):
+        if place == certain or draw_index(rng, 2):
+            wrong = _wrong_cells(grid, faulty[place - 1])
+            faulty[place] = wrong[draw_index(rng, len(wrong))]
+    return faulty
 
 
 def _wrong_cells(grid: Grid, cell: Cell) -> list[Cell]:
     """The walls beside a cell, the fault to learn from; where there are none, all cells that no move from it enters."""
-    column, row = cell
-    beside = [(column + across, row + along) for across, along in MOVES]
+    beside = cells_beside(cell)
     everywhere = [(column, row) for row in range(grid.height) for column in range(grid.width)]
     return [wall for wall in beside if wall in grid.walls] or [there for there in everywhere if there not in beside]
 
@@ -130,7 +139,7 @@ class _Pairs:
         max_walls: largest number of walls.
     """
 
-    num_pairs: int = 10_000
+    num_pairs: int = 20_000
     num_validation: int = 512
     seed: int = 0
     min_difference: float = MIN_DIFFERENCE

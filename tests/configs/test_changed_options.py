@@ -13,11 +13,12 @@ def test_changed_options_are_listed(tmp_path):
         changed_options(checkpoint, compose_train("trainer.max_steps=200", "logger=csv", f"ckpt_path={checkpoint}"))
         == []
     )
-    cfg = compose_train("optim.lr=0.5", "algo.group_size=4", "+algo.sampling.top_q=1")
+    cfg = compose_train("optim.lr=0.5", "algo.group_size=4", "+algo.sampling.top_q=1", "model.random_init=true")
     assert changed_options(checkpoint, cfg) == [
         "algo.group_size: 8 -> 4",
         "algo.sampling.top_q: None -> 1",
-        "optim.lr: 0.00015 -> 0.5 (the checkpoint's stays)",
+        "model.random_init: False -> True",
+        "optim.lr: 0.0003 -> 0.5 (the checkpoint's stays)",
     ]
 
 

@@ -1,5 +1,6 @@
 """What the command line says and does before a run begins."""
 
+import os
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lit_posttrain.app import run
-from lit_posttrain.app.cli import resume_in_place
+from lit_posttrain.app.cli import main, resume_in_place
 from tests.composing import compose_train
 
 EXAMPLES = [
@@ -169,7 +170,7 @@ def test_a_sweep_over_algorithms(command_line, runs):
     status, _, errors = command_line("-m", "algo=grpo,rloo", "seed=0,1", "logger=csv", "hydra.sweep.dir=sweep")
     assert status == 0, errors
     assert [(cfg["names"]["algo"], cfg["seed"]) for cfg in runs] == [("grpo", 0), ("grpo", 1), ("rloo", 0), ("rloo", 1)]
-    assert [cfg["optim"]["lr"] for cfg in runs] == [1.5e-4] * 4  # each with its own tuning for `tiny`
+    assert [cfg["optim"]["lr"] for cfg in runs] == [3e-4] * 4  # each with its own tuning for `tiny`
 
 
 def test_another_application_can_include_the_configuration(command_line, runs, tmp_path):
@@ -207,3 +208,12 @@ def test_a_resumed_run_goes_on_in_its_folder(tmp_path):
     for others in (["mode=validate"], ["hydra.run.dir=x"], ["-m"], ["--multirun"]):
         assert resume_in_place([*others, checkpoint]) == [*others, checkpoint]
     assert resume_in_place(["ckpt_path=null"]) == ["ckpt_path=null"]
+
+
+def test_the_environment_is_left_as_it_was(monkeypatch, capsys):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.setattr(sys, "argv", ["train.py", "algo=nonsense"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "HYDRA_FULL_ERROR" not in os.environ
+    assert "nonsense" in capsys.readouterr().err

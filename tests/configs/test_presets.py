@@ -95,6 +95,40 @@ def test_a_preset_of_preferences_builds(preset):
     assert module.beta == PREFERENCES[preset].get("beta", 0.1)
 
 
+def test_the_n_details_of_ppo():
+    """As in the table of the paper's code, whatever suits the model."""
+    for model in ("gpt2", "tiny"):
+        cfg = compose_train(f"model={model}", "experiment=ppo_n_details")
+        assert (cfg.optim.lr, cfg.algo.value_lr, cfg.optim.eps) == (3e-6, 3e-6, 1e-5)
+        assert (cfg.data.batch_size, cfg.algo.group_size, cfg.algo.num_epochs, cfg.algo.num_minibatches) == (
+            512,
+            1,
+            4,
+            1,
+        )
+        assert (cfg.algo.kl_coef, cfg.algo.value_coef, cfg.algo.gae_lambda, cfg.algo.discount) == (0.05, 0.1, 0.95, 1.0)
+        assert (cfg.algo.sampling.temperature, cfg.algo.sampling.max_new_tokens) == (0.7, 53)
+        assert cfg.trainer.gradient_clip_val is None
+        assert cfg.scheduler.num_warmup_steps == 0
+        assert cfg.scheduler.num_training_steps == cfg.trainer.max_steps
+    plain, changed = (
+        flat(compose_train("model=gpt2", "algo=ppo")),
+        flat(compose_train("experiment=ppo_n_details", "model=gpt2")),
+    )
+    different = {name for name, value in changed.items() if plain.get(name) != value}
+    assert different == {
+        "algo.optimizer.betas",
+        "algo.sampling.max_new_tokens",
+        "algo.sampling.temperature",
+        "algo.value_coef",
+        "algo.value_lr",
+        "data.batch_size",
+        "optim.betas",
+        "trainer.gradient_clip_val",
+    }
+    assert instantiate(cfg.algo, _convert_="all").value_coef == 0.1
+
+
 def test_the_preset_has_the_last_word_before_the_command_line():
     assert compose_train("experiment=dr_grpo").algo.scale == "none"  # tuned for tiny: batch
     assert compose_train("experiment=dr_grpo", "algo.scale=batch").algo.scale == "batch"

@@ -70,10 +70,10 @@ def test_a_sweep_extends_train(command_line, name):
 def test_grpo_lr_is_learning_rate_times_seed(command_line, jobs):
     status, _, errors = command_line("-cd", str(SWEEPS), "-cn", "grpo_lr", "hydra.sweep.dir=sweep")
     assert status == 0, errors
-    assert jobs == [(lr, seed) for lr in (5e-5, 1.5e-4, 4.5e-4) for seed in (0, 1)]
+    assert jobs == [(lr, seed) for lr in (1e-4, 3e-4, 6e-4) for seed in (0, 1)]
     compared = rows("sweep")
     assert [(row["optim.lr"], row["seed"], float(row["best"])) for row in compared] == [
-        (lr, seed, float(lr)) for lr in ("5e-05", "0.00015", "0.00045") for seed in "01"
+        (lr, seed, float(lr)) for lr in ("0.0001", "0.0003", "0.0006") for seed in "01"
     ]
 
 
@@ -95,7 +95,7 @@ def test_a_failed_job_is_reported_and_does_not_stop_the_rest(command_line, jobs,
     error = "ValueError: `lr` must be [0, 1], got -1."
     common = {"metric": "val/reward"}
     nothing = dict.fromkeys(("first", "last", "best", "steps", "wall_s"), "")
-    measured = {"first": "0.25", "last": "0.5", "best": "0.0001", "steps": "100", "wall_s": "1.5"}
+    measured = {"first": "0.25", "last": "0.5", "best": "0.0001", "steps": "120", "wall_s": "1.5"}
     assert rows("sweep") == [
         {"job": str(number), "folder": str(tmp_path / "sweep" / str(number)), "status": status, "error": said}
         | {"optim.lr": lr, "seed": seed}

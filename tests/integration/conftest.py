@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ConstantLR
 
 from lit_posttrain import GRPO, PromptDataModule, Sampling
 from lit_posttrain.algos.policy_gradient import PolicyGradientModule
+from tests.integration.recording import StepRecorder
 
 PROMPTS = [{"prompt": " ".join(f"w{(i * 7 + j) % 38}" for j in range(1 + i % 5)), "wanted": f"w{i}"} for i in range(12)]
 
@@ -23,24 +24,21 @@ def counts_even_words(prompts, completions, **columns):
     return [sum(int(word[1:]) % 2 == 0 for word in text.split()) - 0.1 * len(text) for text in completions]
 
 
-class Recorder(Callback):
-    """Gradients of every optimiser step, and what the training batches held."""
+class Recorder(StepRecorder):
+    """Also the sizes of micro-batches; of the gradients also those of a critic."""
 
     def __init__(self) -> None:
-        self.gradients: list[dict[str, torch.Tensor]] = []
-        self.logged: list[dict[str, float]] = []
+        super().__init__()
         self.widths: list[tuple[int, int]] = []
+
+    def watched(self, pl_module):
+        named = dict(super().watched(pl_module))
+        if getattr(pl_module, "value_model", None) is not None:
+            named |= {f"value_model.{name}": p for name, p in pl_module.value_model.named_parameters()}
+        return named.items()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.widths.append((len(batch), batch.rollout.completion_ids.shape[1]))
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        named = pl_module.policy.named_parameters()
-        self.gradients.append({name: p.grad.clone() for name, p in named})
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.logged.append({k: v.item() for k, v in trainer.callback_metrics.items()})
 
 
 @pytest.fixture

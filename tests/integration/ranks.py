@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from lit_posttrain import GRPO, RLOO, PromptDataModule, ReinforcePlusPlus, Sampling
+from lit_posttrain import GRPO, PPO, RLOO, PromptDataModule, ReinforcePlusPlus, Sampling
 from lit_posttrain.app.run import run
 from lit_posttrain.callbacks.completions import CompletionsFile
 from tests.composing import compose_train
@@ -45,6 +45,9 @@ ALGORITHMS: dict[str, Callable[..., Any]] = {
     "dapo": partial(GRPO, group_size=4, max_refills=2, overlong_fraction=0.5, num_minibatches=2),
     "rloo": partial(RLOO, group_size=4, kl_coef=0.2, num_epochs=2),
     "reinforce_pp": partial(ReinforcePlusPlus, group_size=2, kl_coef=0.2, num_minibatches=2),
+    "ppo": partial(
+        PPO, group_size=2, num_epochs=2, num_minibatches=2, kl_coef=0.2, kl_target=0.5, kl_horizon=100, value_lr=0.02
+    ),
     "dr_grpo": partial(GRPO, group_size=4, aggregation="constant", scale="none", entropy_coef=0.01),
 }
 
@@ -155,7 +158,7 @@ def prompts_of(rows: list[dict], batch_size: int, *, shuffle: bool = True) -> Pr
 
 def train(folder: Path, algorithm: str, dtype: torch.dtype) -> dict[str, Any]:
     """11 prompts in batches of 5, 5 and 1: shares of 3 and 2 prompts, and of none at the end of an epoch."""
-    steps = {"max_steps": 12 if algorithm == "grpo" else 4, "accumulate_grad_batches": 2}
+    steps = {"max_steps": 12 if algorithm in ("grpo", "ppo") else 4, "accumulate_grad_batches": 2}
     return fit(folder, algorithm=algorithm, dtype=dtype, data=prompts_of(MIXED, 5), trainer=steps)
 
 

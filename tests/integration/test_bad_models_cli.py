@@ -44,7 +44,7 @@ def test_vocabulary_of_another_model(tmp_path):
     GPT2LMHeadModel(GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path / "model")
     assert_says(
         failure(tmp_path / "run", *GRID, "model=local", f"model.path={tmp_path}/model"),
-        "the tokenizer has 83 tokens but the model only 10 embeddings",
+        "the tokenizer has 79 tokens but the model only 10 embeddings",
         "resize_token_embeddings",
     )
 

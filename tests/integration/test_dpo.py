@@ -4,13 +4,14 @@ from functools import partial
 
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import ConstantLR
 
 from lit_posttrain import DPO, InstructDataModule, PreferenceDataModule
 from lit_posttrain.algos.sft import SFT
 from lit_posttrain.models.fingerprint import weights_sha256
+from tests.integration.recording import StepRecorder
 
 SGD = partial(torch.optim.SGD, lr=0.02)
 
@@ -27,20 +28,6 @@ JUDGED = [
     {"prompt": pair["prompt"], "completion": pair["chosen" if i % 3 else "rejected"], "label": i % 3 > 0}
     for i, pair in enumerate(PAIRS)
 ]
-
-
-class Recorder(Callback):
-    """The gradient of every step and what was logged with it."""
-
-    def __init__(self):
-        self.gradients, self.logged = [], []
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.gradients.append({name: p.grad.clone() for name, p in pl_module.policy.named_parameters()})
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.logged.append({name: value.item() for name, value in trainer.callback_metrics.items()})
 
 
 @pytest.fixture
@@ -64,7 +51,7 @@ def run(make_model, word_tokenizer, tmp_path):
             tokenizer=word_tokenizer,
             **{"optimizer": SGD, "scheduler": partial(ConstantLR, factor=1.0), **settings},
         )
-        recorder = Recorder()
+        recorder = StepRecorder()
         rows = (JUDGED if loss == "kto" else PAIRS) if rows is None else rows
         engine = Trainer(
             **{"max_steps": 3, "limit_val_batches": 0, **(trainer or {})},

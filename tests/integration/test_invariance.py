@@ -7,7 +7,7 @@ import torch
 from lightning import Callback
 
 import tests.integration.conftest as world
-from lit_posttrain import GRPO, RLOO, ReinforcePlusPlus, Sampling
+from lit_posttrain import GRPO, PPO, RLOO, ReinforcePlusPlus, Sampling
 from lit_posttrain.functional import group_advantages, overlong_penalty
 from tests.integration.conftest import PROMPTS
 
@@ -22,6 +22,15 @@ VARIANTS = {
     "refilled": {"max_refills": 3, "overlong_fraction": 0.5, "num_minibatches": 2},
     "rloo": {"algorithm": RLOO, "kl_coef": 0.3, "num_epochs": 2},
     "reinforce_pp": {"algorithm": ReinforcePlusPlus, "kl_coef": 0.3, "num_minibatches": 2},
+    "ppo": {"algorithm": PPO, "num_epochs": 2, "num_minibatches": 2, "kl_coef": 0.3, "entropy_coef": 0.01},
+    "ppo_shared": {
+        "algorithm": PPO,
+        "critic": "shared",
+        "missing_eos": "mask",
+        "whiten_rewards": True,
+        "critic_warmup_steps": 2,
+        "target_kl": 1e-3,
+    },
     "reinforce_pp_baseline": {"algorithm": ReinforcePlusPlus, "baseline": "group", "kl_coef": 0.0},
 }
 
@@ -112,11 +121,11 @@ def test_kl_is_zero_at_the_start_and_the_reference_stays(run_online, make_model)
     assert all(changed)
 
 
-@pytest.mark.parametrize("algorithm", [GRPO, RLOO])
+@pytest.mark.parametrize("algorithm", [GRPO, PPO, RLOO])
 def test_kl_is_zero_at_the_start_at_any_temperature(run_online, algorithm):
     """Sampling, old, new and reference log-probs all divide by it."""
     sampling = Sampling(max_new_tokens=10, temperature=0.5)
-    settings = {"scale": "none"} if algorithm is GRPO else {}
+    settings = {GRPO: {"scale": "none"}, PPO: {"missing_eos": "keep"}, RLOO: {}}[algorithm]
     module, recorder, _ = run_online(
         algorithm=algorithm, kl_coef=0.1, sampling=sampling, trainer={"max_steps": 1}, **settings
     )

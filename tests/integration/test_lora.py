@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from torch.optim.lr_scheduler import ConstantLR
@@ -30,6 +30,7 @@ from lit_posttrain.app.run import run
 from lit_posttrain.models.fingerprint import tensors_sha256, weights_sha256
 from tests.composing import compose_train
 from tests.integration.conftest import PROMPTS, counts_even_words
+from tests.integration.recording import StepRecorder
 from tests.integration.test_dpo import PAIRS
 from tests.integration.test_resume import keep_every
 from tests.integration.test_sft import ROWS
@@ -52,18 +53,15 @@ ARGUMENTS = {
 }
 
 
-class Recorder(Callback):
+class Recorder(StepRecorder):
     """The metrics of every optimiser step, and which parameters had gradients."""
 
     def __init__(self):
-        self.logged, self.with_gradient = [], set()
+        super().__init__()
+        self.with_gradient = set()
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.with_gradient |= {name for name, p in pl_module.named_parameters() if p.grad is not None}
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.logged.append({name: value.item() for name, value in trainer.callback_metrics.items()})
 
 
 @pytest.fixture(scope="module")

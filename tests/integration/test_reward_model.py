@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning import Callback, Trainer
+from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import ConstantLR
 from transformers import AutoModelForSequenceClassification
@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from lit_posttrain import GRPO, InstructDataModule, PreferenceDataModule, PromptDataModule, RewardModel, Sampling
 from lit_posttrain.batching import EncodedPair, EncodedRow, PreferenceBatch, StepPart
 from lit_posttrain.rewards.model import LearnedReward, load_reward_model
+from tests.integration.recording import StepRecorder
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -27,21 +28,18 @@ PAIRS = [
 ]
 
 
-class Recorder(Callback):
-    """Gradients and metrics of every optimiser step, and the sizes of micro-batches."""
+class Recorder(StepRecorder):
+    """Also the sizes of micro-batches."""
 
     def __init__(self) -> None:
-        self.gradients, self.logged, self.sizes = [], [], []
+        super().__init__()
+        self.sizes = []
+
+    def watched(self, pl_module):
+        return pl_module.network.named_parameters()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.sizes.append(len(batch) if (mask := getattr(batch.batch, "row_mask", None)) is None else int(mask.sum()))
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.gradients.append({name: p.grad.clone() for name, p in pl_module.network.named_parameters()})
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.logged.append({name: value.item() for name, value in trainer.callback_metrics.items()})
 
 
 @pytest.fixture

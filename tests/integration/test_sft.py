@@ -9,26 +9,13 @@ from lightning import Callback, Trainer
 from torch.optim.lr_scheduler import ConstantLR
 
 from lit_posttrain import SFT, InstructDataModule, PromptDataModule, Sampling
+from tests.integration.recording import StepRecorder
 from tests.integration.test_resume import keep_every
 
 ROWS = [
     {"prompt": " ".join(f"w{(i * 5 + j) % 38}" for j in range(1 + i % 4)), "completion": " ".join(["w3"] * (1 + i % 7))}
     for i in range(11)
 ]
-
-
-class Recorder(Callback):
-    """Gradients and metrics of each optimiser step."""
-
-    def __init__(self):
-        self.gradients, self.logged = [], []
-
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.gradients.append({name: p.grad.clone() for name, p in pl_module.policy.named_parameters()})
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.logged.append({name: value.item() for name, value in trainer.callback_metrics.items()})
 
 
 @pytest.fixture
@@ -43,7 +30,7 @@ def run_sft(make_model, word_tokenizer, tmp_path):
             scheduler=partial(ConstantLR, factor=1.0),
             **module,
         )
-        recorder = Recorder()
+        recorder = StepRecorder()
         engine = Trainer(
             **{
                 "accelerator": "cpu",

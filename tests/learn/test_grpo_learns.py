@@ -1,22 +1,10 @@
 """Seeded runs of the command line on the embedded task, judged by their own summaries: pytest -m learn."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from tests.learn.training_run import run
+
 pytestmark = pytest.mark.learn
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def run(tmp_path: Path, *overrides: str) -> dict:
-    """Run train.py in a folder of its own and return the summary."""
-    command = [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={tmp_path}/run", *overrides]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    return json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

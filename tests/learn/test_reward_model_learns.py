@@ -1,26 +1,20 @@
 """A seeded reward model of the embedded task, judged by its summary and by what it says of paths: pytest -m learn."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
 from random import Random
 
 import pytest
 
 from lit_posttrain.rewards.model import LearnedReward
 from lit_posttrain.tasks.gridworld import Grid, PromptGenerator, noisy_walk, path_text
+from tests.learn.training_run import run
 
 pytestmark = pytest.mark.learn
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_pairs_of_paths_are_ranked(tmp_path, seed):
-    command = [sys.executable, str(ROOT / "train.py"), "algo=reward_model", "model=tiny", f"seed={seed}", "logger=csv"]
-    subprocess.run([*command, f"hydra.run.dir={tmp_path}/run"], cwd=tmp_path, check=True)
-    accuracy = json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]["val/accuracy"]
+    summary = run(tmp_path, "algo=reward_model", "model=tiny", f"seed={seed}", "logger=csv")
+    accuracy = summary["metrics"]["val/accuracy"]
     assert 0.4 < accuracy["first"] < 0.6
     assert accuracy["last"] >= 0.95
     assert stopping_is_worse(str(tmp_path / "run" / "export")) >= 0.99

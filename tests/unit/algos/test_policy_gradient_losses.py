@@ -97,7 +97,7 @@ def test_rloo_rewards_have_the_kl_of_the_whole_completion():
     expected = [-0.3 * sum(OLD[i][t] - REF[i][t] for t in range(n)) for i, n in enumerate(LENGTHS)]
     rollout = rollout_of()
     rollout.ref_logprobs[~rollout.completion_mask] = 7.0  # padding counts for nothing
-    assert module.penalties(rollout).tolist() == pytest.approx(expected, abs=1e-12)
+    assert module.penalties(rollout, None).tolist() == pytest.approx(expected, abs=1e-12)
     assert module.advantages(torch.tensor([1.0, 0.0, 0.0, 0.0])).tolist() == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3])
 
 
@@ -105,7 +105,7 @@ def test_reinforce_pp_advantages():
     module = ReinforcePlusPlus("tiny", lambda completions: [0.0], kl_coef=0.3)
     module.sum_over_ranks = module.max_over_ranks = lambda tensor: tensor
     scores = [1.0, 0.0, math.nan, 0.5]
-    advantages = module.token_advantages(torch.tensor(scores, dtype=torch.float64), rollout_of())
+    advantages = module.token_advantages(torch.tensor(scores, dtype=torch.float64), rollout_of(), None)
     returns = {}
     for i, length in enumerate(LENGTHS):
         for t in range(length):
@@ -127,7 +127,7 @@ def test_equal_rewards_are_no_advantage_to_the_last_bit():
     rollout = rollout_of(dtype=torch.float32)
     rollout.old_logprobs = rollout.ref_logprobs = None
     for score in (0.7, 0.1, -1 / 3):
-        assert (module.token_advantages(torch.full((4,), score), rollout) == 0).all()
+        assert (module.token_advantages(torch.full((4,), score), rollout, None) == 0).all()
     assert (whiten(torch.full((9,), 0.7), torch.ones(9, dtype=torch.bool)) == 0).all()
 
 
@@ -141,8 +141,8 @@ def test_reinforce_pp_baseline():
 
 def test_overlong_penalty():
     module = grpo(overlong_fraction=0.5, overlong_factor=0.4, sampling=Sampling(max_new_tokens=4))
-    assert module.penalties(rollout_of()).tolist() == pytest.approx([-0.2, 0.0, 0.0, -0.2])
-    assert grpo().penalties(rollout_of()).tolist() == [0.0] * 4
+    assert module.penalties(rollout_of(), None).tolist() == pytest.approx([-0.2, 0.0, 0.0, -0.2])
+    assert grpo().penalties(rollout_of(), None).tolist() == [0.0] * 4
 
 
 ALGORITHMS = {

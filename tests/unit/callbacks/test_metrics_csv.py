@@ -34,12 +34,12 @@ def test_a_resumed_table_drops_what_comes_again(tmp_path):
     for step in range(5):
         first.log_metrics({"train/loss": step / 10}, step=step)
     first.log_metrics({"val/reward": 1.5}, step=3)
-    first.save()
+    first.flush()
     second = MetricsCSV(tmp_path / "metrics.csv")
     second.go_on_from(3)
     second.log_metrics({"train/loss": 0.3}, step=3)
     second.log_metrics({"train/loss": 9.0}, step=4)
-    second.save()
+    second.flush()
     assert [(r["step"], float(r["train/loss"]), r["val/reward"]) for r in rows(tmp_path / "metrics.csv")] == [
         ("0", 0.0, ""),
         ("1", 0.1, ""),
@@ -52,10 +52,10 @@ def test_a_resumed_table_drops_what_comes_again(tmp_path):
 def test_a_new_table_does_not_take_up_an_old_one(tmp_path):
     first = MetricsCSV(tmp_path / "metrics.csv")
     first.log_metrics({"a": 1.0}, step=7)
-    first.save()
+    first.flush()
     second = MetricsCSV(tmp_path / "metrics.csv")
     second.log_metrics({"a": 2.0}, step=0)
-    second.save()
+    second.flush()
     assert [row["step"] for row in rows(tmp_path / "metrics.csv")] == ["0"]
 
 

@@ -146,7 +146,7 @@ def test_any_numbers_are_taken(values: Any) -> None:
         ([0, 10**400], ValueError, "finite .*for row 1"),
         (torch.tensor([0.0, math.nan]), ValueError, "finite .*for row 1"),
         ([0.0, "1.0"], TypeError, "numbers, got '1.0' .str. for row 1: return float"),
-        ([[1.0], 0.0], TypeError, r"numbers, got \[1.0\] .list. for row 0"),
+        ([[[1.0], 0.0], 0.0], TypeError, r"numbers, got \[1.0\] .list. for row 0"),
         ([1j, 0.0], TypeError, "numbers, got 1j"),
     ],
 )
