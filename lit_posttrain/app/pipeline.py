@@ -26,6 +26,7 @@ from lit_posttrain.reports.stages import StageRow, print_stages
 
 log = logging.getLogger(__name__)
 
+RECORD = "pipeline.json"
 # What watches a run or names it, and does not change its weights.
 WITHOUT_EFFECT = ("run_dir", "names", "ckpt_path", "logger", "callbacks")
 
@@ -49,6 +50,7 @@ def run_pipeline(cfg: DictConfig) -> None:
             "a pipeline starts as one process: its stages launch their own, as with `trainer=ddp trainer.devices=2`."
         )
     name, folder = config.runtime.choices["pipeline"], Path(config.runtime.output_dir).resolve()
+    _check_folder(folder, name)
     stages = plan_stages(
         cfg.pipeline,
         list(config.overrides.task),
@@ -58,6 +60,7 @@ def run_pipeline(cfg: DictConfig) -> None:
     configs = [_checked(stage) for stage in stages]
     again = f"the same command with hydra.run.dir={shlex.quote(str(folder))} goes on where it stopped"
     rows: list[StageRow] = [StageRow(stage.name, str(folder / stage.name)) for stage in stages]
+    log.info("%s stages, in %s; if it is stopped, %s", len(stages), folder, again)
     with alone_in(folder) as lock:
         for number, stage in enumerate(stages):
             log.info("stage %s of %s: %s", number + 1, len(stages), stage.name)
@@ -77,6 +80,21 @@ def run_pipeline(cfg: DictConfig) -> None:
                 _write(folder, name, rows)
     print_stages(rows)
     log.info("everything is in %s", folder)
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    """Refuse a folder that is somebody else's.
+
+    Raises:
+        ValueError: if another pipeline or a single run is in it.
+    """
+    record, own = folder / RECORD, f"`pipeline={name}`"
+    if record.is_file():
+        owner = f"`pipeline={json.loads(record.read_text(encoding='utf-8'))['pipeline']}`"
+    else:
+        owner = "a single run" if (folder / "config.yaml").is_file() else own
+    if owner != own:
+        raise ValueError(f"{folder} is the folder of {owner}: give {own} a `hydra.run.dir` of its own.")
 
 
 def _checked(stage: Stage) -> dict[str, Any]:
@@ -170,4 +188,4 @@ def _config_source() -> list[str]:
 
 def _write(folder: Path, name: str, rows: list[StageRow]) -> None:
     status = next((row.status for row in rows if row.status != "done"), "done")
-    write_json(folder / "pipeline.json", {"pipeline": name, "status": status, "stages": [asdict(row) for row in rows]})
+    write_json(folder / RECORD, {"pipeline": name, "status": status, "stages": [asdict(row) for row in rows]})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_posttrain.app.changed_options import differences
 from lit_posttrain.app.json_file import write_json
 
 log = logging.getLogger(__name__)
@@ -59,10 +60,26 @@ class StageFolder:
         elif self.path.is_dir() and any(self.path.iterdir()):
             number = next(n for n in range(1, 10**6) if not self.path.with_name(f"{self.path.name}.{n}").exists())
             aside = self.path.rename(self.path.with_name(f"{self.path.name}.{number}"))
-            log.warning("%s was made otherwise, by its configuration or its inputs; it is kept as %s", self.path, aside)
+            why = "\n  ".join(_changes(aside / RECORD, origin))
+            log.warning("%s was made otherwise and is kept as %s:\n  %s", self.path, aside, why)
         write_json(self.path / RECORD, {"command": command, "origin": origin})
         return None
 
     def _is_of(self, origin: dict[str, Any]) -> bool:
-        record = self.path / RECORD
-        return record.is_file() and json.loads(record.read_text(encoding="utf-8"))["origin"] == origin
+        return _recorded(self.path / RECORD) == origin
+
+
+def _recorded(record: Path) -> Any:
+    """The origin of what a folder holds, None where nothing says."""
+    return json.loads(record.read_text(encoding="utf-8"))["origin"] if record.is_file() else None
+
+
+def _changes(record: Path, origin: dict[str, Any]) -> list[str]:
+    """In what a run of another origin differs from the one that is to be made."""
+    before = _recorded(record)
+    if before is None:
+        return ["it is no stage of a pipeline"]
+    other = [
+        f"{name}: other weights" for name, digest in origin["inputs"].items() if before["inputs"].get(name) != digest
+    ]
+    return [*differences(before["config"], origin["config"]), *other]

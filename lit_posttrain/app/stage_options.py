@@ -2,6 +2,8 @@
 
 import re
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 GIVEN = "pipeline.given"
 _OPTION = re.compile(r"([+~]{0,2})stage\.(.*)", flags=re.DOTALL)
 
@@ -33,7 +35,7 @@ def gather_stage_options(arguments: list[str]) -> list[str]:
         )
     if not found:
         return arguments
-    quoted = ",".join(in_quotes("".join(match.groups())) for match in found)
+    quoted = ",".join(_in_quotes("".join(match.groups())) for match in found)
     first = next(place for place, argument in enumerate(arguments) if _OPTION.fullmatch(argument))
     before, behind = arguments[:first], [a for a in arguments[first:] if not _OPTION.fullmatch(a)]
     return [*before, f"++{GIVEN}=[{quoted}]", *behind]
@@ -45,11 +47,8 @@ def quote(text: str) -> str:
     >>> print(quote("/runs/sft"), quote("it's"))
     /runs/sft 'it\'s'
     """
-    return text if re.fullmatch(r"[\w./-]*[A-Za-z_/][\w./-]*", text) else in_quotes(text)
+    return text if re.fullmatch(r"[\w./-]*[A-Za-z_/][\w./-]*", text) else _in_quotes(text)
 
 
-def in_quotes(text: str) -> str:
-    """The same, in quotes whatever it is."""
-    escaped = re.sub(r"(\\*)'", lambda match: match.group(1) * 2 + r"\'", text)
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return f"'{escaped}{chr(92) * trailing}'"
+def _in_quotes(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()

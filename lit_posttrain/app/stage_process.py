@@ -1,6 +1,7 @@
 """A stage of a pipeline as a process of its own: the command line that anybody could type."""
 
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -9,11 +10,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from lit_posttrain.app.errors import SET_HERE
 from lit_posttrain.app.lifeline import HELD
 
+log = logging.getLogger(__name__)
+
 WAIT_S = 60.0  # for a stage that is still ending
+POLL_S = 2.0
 
 
 @contextmanager
@@ -29,17 +34,23 @@ def alone_in(folder: Path) -> Iterator[int]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         deadline = time.monotonic() + WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RuntimeError(
-                        f"another pipeline is running in {folder}: let it end, or take another `hydra.run.dir`."
-                    ) from None
-                time.sleep(0.2)
+        while not _take(file):
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"another pipeline is running in {folder}: let it end, or take another `hydra.run.dir`."
+                )
+            log.info("waiting for what is still running in %s", folder)
+            time.sleep(POLL_S)
         yield file.fileno()
+
+
+def _take(file: IO[str]) -> bool:
+    """Take the lock of a file; whether it was free."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def run_stage(arguments: list[str], *, lock: int) -> int:
