@@ -124,7 +124,7 @@ def test_a_mistake_in_the_yaml(edits, said):
 
 
 def test_a_stage_s_option_without_a_pipeline():
-    with pytest.raises(ValueError, match="`stage.sft.optim.lr=1` is for a stage of a pipeline: add `pipeline=rlhf`"):
+    with pytest.raises(ValueError, match=r"`stage.sft.optim.lr=1` is for a stage of a pipeline: add `pipeline=rlhf`"):
         gather_stage_options(["stage.sft.optim.lr=1"])
 
 

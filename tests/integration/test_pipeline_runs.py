@@ -1,9 +1,8 @@
-"""A real pipeline, killed in its second stage and started again: it ends where the uninterrupted one ends."""
+"""A whole pipeline in this process, stopped in its last stage and started again; what a stage hears of signals."""
 
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -13,64 +12,102 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
-from lit_posttrain.app import stage_process
+from lit_posttrain import PPO
+from lit_posttrain.app import pipeline, stage_process
 from lit_posttrain.app.cli import main
+from lit_posttrain.callbacks.progress import Progress
 
+STEPS = 3  # of PPO
 ROAD = [
-    "pipeline=grpo",
+    "pipeline=rlhf",
+    "model=local",
+    "model.path=model",
+    "data=hh_rlhf",
+    "data.path=hh.jsonl",
+    "data.val_size=2",
+    "data.batch_size=4",
+    "data.max_length=32",
     "logger=csv",
+    "trainer.max_steps=1",
     "val_every_steps=null",
     "callbacks.last_checkpoint.every_n_train_steps=1",
-    "stage.sft.trainer.max_steps=2",
-    "stage.sft.data.path.num_demonstrations=64",
-    "stage.sft.data.val_prompts.path.num_validation=2",
-    "stage.sft.data.path.num_validation=8",
-    "stage.grpo.trainer.max_steps=12",
-    "stage.grpo.algo.num_minibatches=3",
-    "stage.grpo.algo.scale=none",
-    "stage.grpo.algo.kl_coef=0.1",
-    "stage.grpo.data.batch_size=4",
-    "stage.grpo.data.path.num_prompts=64",
-    "stage.grpo.data.path.num_validation=4",
-    "pipeline.stages.grpo.gate=null",
+    "+trainer.enable_progress_bar=false",
+    f"stage.ppo.trainer.max_steps={STEPS}",
+    "stage.ppo.algo.num_epochs=2",
+    "stage.ppo.algo.sampling.max_new_tokens=8",
+    "stage.ppo.optim.lr=1e-2",
+    "pipeline.stages.sft.gate=null",
+    "pipeline.stages.rm.gate=null",
+    "pipeline.stages.ppo.gate=null",
 ]
 
 
-def run(folder: Path, *arguments: str) -> None:
-    """The command line in this process, which has imported torch already."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["train.py", *arguments])
-        try:
+class Killed(BaseException):
+    """Ends a run where it stands."""
+
+
+def command_line(*arguments: str) -> None:
+    """A command line in this process, which has imported torch already; it may be called from within another."""
+    outer, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["train.py", *arguments])
             main()
-        finally:
-            GlobalHydra.instance().clear()
-            HydraConfig.instance().cfg = None
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = outer, config
 
 
-def test_killed_in_the_second_stage_and_started_again(tmp_path):
-    road = tmp_path / "road"
-    parent = [sys.executable, "-m", "lit_posttrain", *ROAD, f"hydra.run.dir={road}"]
-    process = subprocess.Popen(parent, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoint, deadline = road / "grpo" / "checkpoints" / "last.ckpt", time.monotonic() + 240
-    while not checkpoint.is_file():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.kill()  # not its stage, which has to notice
-    process.wait()
-    run(tmp_path, *ROAD, f"hydra.run.dir={road}")
-    first, second = json.loads((road / "pipeline.json").read_text())["stages"]
-    assert [(row["status"], row["reused"]) for row in (first, second)] == [("done", True), ("done", False)]
-    assert "going on from" in (road / "train.log").read_text()
-    assert not (road / "grpo.1").exists()
+@pytest.fixture
+def world(tmp_path, monkeypatch, make_model, word_tokenizer) -> Path:
+    """A working directory with a model and dialogues in the form of HH-RLHF; stages run in this process."""
+    monkeypatch.chdir(tmp_path)
+    make_model("gpt2").save_pretrained("model")
+    word_tokenizer.save_pretrained("model")
+    turns = [f"\n\nHuman: w{i} w{i + 1}\n\nAssistant:" for i in range(12)]
+    rows = [{"chosen": f"{turn} w{i}", "rejected": f"{turn} w20 w{i}"} for i, turn in enumerate(turns)]
+    Path("hh.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    started = json.loads((road / "grpo" / "stage.json").read_text())["command"]
-    run(tmp_path, *(a for a in started if not a.startswith("hydra.run.dir=")), "hydra.run.dir=whole")
-    whole = json.loads((tmp_path / "whole" / "summary.json").read_text())
-    assert (second["steps"], second["weights_sha256"]) == (12, whole["weights_sha256"])
-    completions = [(folder / "completions.jsonl").read_text() for folder in (road / "grpo", tmp_path / "whole")]
-    assert completions[0] == completions[1]
+    def run_stage(arguments, *, lock):
+        command_line(*arguments)
+        return 0
+
+    monkeypatch.setattr(pipeline, "run_stage", run_stage)
+    return tmp_path
+
+
+def test_rlhf_on_dialogues_stopped_inside_ppo_and_started_again(world, monkeypatch):
+    batch_start = Progress.on_train_batch_start
+
+    def stop(self, trainer, pl_module, batch, batch_idx):
+        if isinstance(pl_module, PPO) and trainer.global_step == 1:
+            raise Killed
+        batch_start(self, trainer, pl_module, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "on_train_batch_start", stop)
+        with pytest.raises(Killed):
+            command_line(*ROAD, "hydra.run.dir=road")
+    command_line(*ROAD, "hydra.run.dir=road")
+    rows = json.loads(Path("road", "pipeline.json").read_text())["stages"]
+    assert [(row["stage"], row["status"], row["reused"], row["steps"]) for row in rows] == [
+        ("sft", "done", True, 1),
+        ("rm", "done", True, 1),
+        ("ppo", "done", False, STEPS),
+    ]
+    assert "going on from" in Path("road", "train.log").read_text()
+
+    started = json.loads(Path("road", "ppo", "stage.json").read_text())["command"]
+    command_line(
+        *(argument for argument in started if not argument.startswith("hydra.run.dir=")), "hydra.run.dir=whole"
+    )
+    whole = json.loads(Path("whole", "summary.json").read_text())
+    assert rows[2]["weights_sha256"] == whole["weights_sha256"] != rows[0]["weights_sha256"]
+    lines = [Path(folder, "completions.jsonl").read_text() for folder in ("road/ppo", "whole")]
+    assert lines[0] == lines[1]
+    first = json.loads(lines[0].splitlines()[0])
+    assert "w" in str(first["prompt"])
+    assert "learned" in first["rewards"]
 
 
 # Signals, with a stage that says what it got.
