@@ -89,7 +89,6 @@ def draw_curves(jobs: Sequence[Job], path: Path, *, metrics: Sequence[str], by: 
             kinds.setdefault(job.overrides.get(by, ""), []).append(job)
     figure = Figure(figsize=(11, 4 * len(metrics)), layout="constrained")
     panels: Any = figure.subplots(len(metrics), len(AXES), squeeze=False, sharey="row")
-    drawn = False
     for row, metric in zip(panels, metrics, strict=True):
         for panel, (axis, label) in zip(row, AXES.items(), strict=True):
             panel.set_xlabel(label)
@@ -98,10 +97,10 @@ def draw_curves(jobs: Sequence[Job], path: Path, *, metrics: Sequence[str], by: 
                 curves = [curve for job in members if (curve := read_curve(Path(job.folder), metric, axis))]
                 if curves:
                     _draw(panel, kind, band(curves))
-                    drawn = True
         row[0].set_ylabel(metric)
-        if drawn:
+        if row[0].lines:
             row[0].legend()
+    drawn = any(panel.lines for panel in panels.flat)
     if drawn:
         draft = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
         FigureCanvasAgg(figure).print_figure(draft, dpi=120)

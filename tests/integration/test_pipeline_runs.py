@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from lit_posttrain import PPO
 from lit_posttrain.app import pipeline, stage_process
 from lit_posttrain.app.cli import main
+from lit_posttrain.app.run import run
 from lit_posttrain.callbacks.progress import Progress
 
 STEPS = 3  # of PPO
@@ -46,16 +48,22 @@ class Killed(BaseException):
     """Ends a run where it stands."""
 
 
-def command_line(*arguments: str) -> None:
-    """A command line in this process, which has imported torch already; it may be called from within another."""
-    outer, config = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
-    GlobalHydra.instance().clear()
+def walk() -> None:
+    """The command line of the pipeline in this process, which has imported torch already."""
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["train.py", *arguments])
+            patch.setattr(sys, "argv", ["train.py", *ROAD, "hydra.run.dir=road"])
             main()
     finally:
-        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = outer, config
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+
+
+def run_stage(arguments: list[str], *, lock: int = 0) -> int:
+    """What the command line of a stage does, without the cost of starting it."""
+    options = [argument.replace("hydra.run.dir=", "run_dir=") for argument in arguments]
+    run(compose("train", [*options, *(f"names.{name}={name}" for name in ("algo", "model", "data"))]))
+    return 0
 
 
 @pytest.fixture
@@ -67,10 +75,6 @@ def world(tmp_path, monkeypatch, make_model, word_tokenizer) -> Path:
     turns = [f"\n\nHuman: w{i} w{i + 1}\n\nAssistant:" for i in range(12)]
     rows = [{"chosen": f"{turn} w{i}", "rejected": f"{turn} w20 w{i}"} for i, turn in enumerate(turns)]
     Path("hh.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def run_stage(arguments, *, lock):
-        command_line(*arguments)
-        return 0
 
     monkeypatch.setattr(pipeline, "run_stage", run_stage)
     return tmp_path
@@ -87,8 +91,8 @@ def test_rlhf_on_dialogues_stopped_inside_ppo_and_started_again(world, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "on_train_batch_start", stop)
         with pytest.raises(Killed):
-            command_line(*ROAD, "hydra.run.dir=road")
-    command_line(*ROAD, "hydra.run.dir=road")
+            walk()
+    walk()
     rows = json.loads(Path("road", "pipeline.json").read_text())["stages"]
     assert [(row["stage"], row["status"], row["reused"], row["steps"]) for row in rows] == [
         ("sft", "done", True, 1),
@@ -98,9 +102,8 @@ def test_rlhf_on_dialogues_stopped_inside_ppo_and_started_again(world, monkeypat
     assert "going on from" in Path("road", "train.log").read_text()
 
     started = json.loads(Path("road", "ppo", "stage.json").read_text())["command"]
-    command_line(
-        *(argument for argument in started if not argument.startswith("hydra.run.dir=")), "hydra.run.dir=whole"
-    )
+    with initialize_config_module("lit_posttrain.conf", version_base="1.3"):
+        run_stage([argument for argument in started if not argument.startswith("hydra.run.dir=")] + ["run_dir=whole"])
     whole = json.loads(Path("whole", "summary.json").read_text())
     assert rows[2]["weights_sha256"] == whole["weights_sha256"] != rows[0]["weights_sha256"]
     lines = [Path(folder, "completions.jsonl").read_text() for folder in ("road/ppo", "whole")]

@@ -3,6 +3,7 @@
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from lit_posttrain import InstructDataModule, PreferenceDataModule
 from lit_posttrain.callbacks import progress
 from lit_posttrain.callbacks.metrics_csv import MetricsCSV
 from lit_posttrain.callbacks.progress import Progress
@@ -71,3 +72,21 @@ def test_tokens_and_seconds_go_on_after_a_resume(validated, tmp_path, monkeypatc
     _, resumed = validated(6, ckpt_path=tmp_path / "step=3.ckpt")
     assert [resumed[step]["throughput/tokens"] for step in (4, 6)] == tokens[1:]
     assert resumed[4]["time/train_s"] > rows[2]["time/train_s"]
+
+
+PAIRS = [{"prompt": "w1", "chosen": " w2" * (i + 1), "rejected": " w3"} for i in range(3)]
+DEMONSTRATIONS = [{"prompt": "w1 w1", "completion": pair["chosen"]} for pair in PAIRS]
+
+
+@pytest.mark.parametrize(
+    ("data", "tokens"),
+    [
+        (InstructDataModule(DEMONSTRATIONS, batch_size=4), 6 + 3),
+        (PreferenceDataModule(PAIRS, batch_size=4), (6 + 3) + (3 + 3)),
+    ],
+)
+def test_tokens_of_given_rows_are_those_of_completions_with_their_eos(word_tokenizer, data, tokens):
+    data.setup("fit")
+    data.encode(word_tokenizer)
+    (part,) = data.train_dataloader()
+    assert int(progress._supervised_tokens(part)) == tokens
