@@ -149,7 +149,7 @@ def _run(stage: Stage, config: dict[str, Any], folder: Path, row: StageRow, *, l
         if status != 0:
             raise RuntimeError(
                 f"stage `{stage.name}` failed with exit status {status}; what it said is above and in {own.path}. "
-                "Mend what it names."
+                f"Mend what it names; an option of this stage alone is written `stage.{stage.name}.<option>=...`."
             )
     summary = own.summary()
     row.take(summary)
