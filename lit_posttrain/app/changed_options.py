@@ -25,14 +25,28 @@ def changed_options(checkpoint: str | Path, cfg: DictConfig) -> list[str]:
     path = Path(checkpoint).resolve().parent.parent / "config.yaml"
     if not path.is_file():
         return []
-    before, now = _flat(OmegaConf.load(path)), _flat(cfg)
-    lines = []
-    for name in sorted(before.keys() | now.keys()):
-        if _belongs(name, FREE + REPEATED) or before.get(name) == now.get(name):
-            continue
-        note = " (the checkpoint's stays)" if name.startswith(RESTORED) else ""
-        lines.append(f"{name}: {before.get(name)} -> {now.get(name)}{note}")
-    return lines
+    before, now = (OmegaConf.to_container(config, resolve=True) for config in (OmegaConf.load(path), cfg))
+    lines = differences(before, now, but=FREE)
+    return [f"{line} (the checkpoint's stays)" if line.startswith(RESTORED) else line for line in lines]
+
+
+def differences(before: Any, now: Any, *, but: tuple[str, ...] = ()) -> list[str]:
+    """A line for each option in which two configurations differ, as plain dictionaries.
+
+    Args:
+        before: the one.
+        now: the other.
+        but: options to leave out, with all that stands below them.
+
+    >>> differences({"seed": 0, "optim": {"lr": 0.1}}, {"seed": 0, "optim": {"lr": 0.2}})
+    ['optim.lr: 0.1 -> 0.2']
+    """
+    old, new = _flat(before), _flat(now)
+    return [
+        f"{name}: {old.get(name)} -> {new.get(name)}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not _belongs(name, but + REPEATED)
+    ]
 
 
 def _belongs(name: str, options: tuple[str, ...]) -> bool:
@@ -40,7 +54,7 @@ def _belongs(name: str, options: tuple[str, ...]) -> bool:
     return any(name == option or name.startswith(f"{option}.") for option in options)
 
 
-def _flat(cfg: Any) -> dict[str, Any]:
+def _flat(config: Any) -> dict[str, Any]:
     """Dotted names and values."""
     found: dict[str, Any] = {}
 
@@ -51,5 +65,5 @@ def _flat(cfg: Any) -> dict[str, Any]:
         else:
             found[prefix] = node
 
-    walk(OmegaConf.to_container(cfg, resolve=True), "")
+    walk(config, "")
     return found

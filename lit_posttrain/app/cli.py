@@ -14,13 +14,14 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_posttrain.app.errors import told
+from lit_posttrain.app.errors import SET_HERE, told
 from lit_posttrain.app.hints import check_additions, explain_composition_error
+from lit_posttrain.app.lifeline import end_with_the_pipeline
+from lit_posttrain.app.stage_options import gather_stage_options
 
 # Errors that tell a user what to change; anything else is shown with its traceback.
 USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, ImportError, RuntimeError, OSError)
 
-SET_HERE = "LIT_POSTTRAIN_SET_HYDRA_FULL_ERROR"
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -29,6 +30,11 @@ def _train(cfg: DictConfig) -> float | None:
     try:
         config = HydraConfig.get()
         check_additions(list(config.overrides.task), list(config.runtime.choices))
+        if cfg.get("pipeline") is not None:
+            from lit_posttrain.app.pipeline import run_pipeline
+
+            run_pipeline(cfg)
+            return None
         from lit_posttrain.app.console import speak_for_all_ranks
         from lit_posttrain.app.run import run
 
@@ -46,9 +52,10 @@ def main() -> None:
     full_errors = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") and not inherited
     if not full_errors:  # so that Hydra raises instead of printing and leaving
         os.environ.update({"HYDRA_FULL_ERROR": "1", SET_HERE: "1"})
-    sys.argv[1:] = resume_in_place(sys.argv[1:])
     previous = signal.signal(signal.SIGTERM, _terminate)
+    end_with_the_pipeline()
     try:
+        sys.argv[1:] = gather_stage_options(resume_in_place(sys.argv[1:]))
         _train()
     except (HydraException, OmegaConfBaseException) as error:
         if full_errors:

@@ -2,6 +2,9 @@
 
 from hydra.errors import InstantiationException
 
+# Set beside HYDRA_FULL_ERROR where that was not the user's wish.
+SET_HERE = "LIT_POSTTRAIN_SET_HYDRA_FULL_ERROR"
+
 
 def told(error: BaseException, message: str | None = None) -> str:
     """Its kind and its words; of an error while Hydra builds an object, those of the object.

@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_posttrain.app.errors import told
 from lit_posttrain.app.json_file import write_json
 from lit_posttrain.reports.comparison import Job, print_comparison, write_comparison
+from lit_posttrain.reports.curves import draw_curves
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +28,16 @@ class SweepComparison(Callback):
     The records are files because a launcher may run jobs in processes of their own. Hydra ends a sweep at the first job
     that failed: such a job is recorded, and then passed on as one that returned NaN, which a sweeper that optimises
     takes for a bad value. `comparison.csv` is written after every job, so that a sweep that is killed leaves one too.
+
+    Args:
+        curves: validation metrics to draw in `comparison.png`, against tokens and against time; none = no picture.
+        by: the option whose values are the lines of the picture, with mean and range over all other options.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, curves: Sequence[str] = (), by: str = "algo") -> None:
         self.folder: Path | None = None  # of the sweep; None = a single run
+        self.curves = list(curves)
+        self.by = by
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Begin with no records: the folder may be that of an earlier sweep."""
@@ -58,6 +66,9 @@ class SweepComparison(Callback):
         jobs = _recorded(self.folder)
         write_comparison(jobs, self.folder / "comparison.csv")
         print_comparison(jobs)
+        picture = self.folder / "comparison.png"
+        if self.curves and draw_curves(jobs, picture, metrics=self.curves, by=self.by):
+            log.info("drawn in %s", picture)
         failed = sum(job.error is not None for job in jobs)
         log.info("%s of %s jobs failed; compared in %s", failed, len(jobs), self.folder / "comparison.csv")
         if failed:

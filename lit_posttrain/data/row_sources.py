@@ -97,7 +97,8 @@ class RowSources:
     def _read_validation(self) -> Rows | None:
         """The rows of a source of their own; None where validation rows can only be held out."""
         if callable(self.path):
-            return Rows([]) if self.val_size == 0 else load_rows(self.path("validation"))
+            made = [] if self.val_size == 0 else self.path("validation")
+            return load_rows(made) if len(made) > 0 else Rows([])
         if self.val_split is not None:
             return load_rows(self.path, split=self.val_split, subset=self.subset)
         if self.val_path is None:

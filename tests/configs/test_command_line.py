@@ -15,6 +15,7 @@ EXAMPLES = [
     "python train.py  ",
     "python train.py algo=grpo model=gpt2 data=gsm8k trainer=gpu",
     "python train.py data=prompts data.path=my.jsonl reward.path=my_rewards.py:fn",
+    "python train.py pipeline=rlhf  ",
     "python train.py -m seed=0,1,2 optim.lr=1e-4,3e-4",
 ]
 
@@ -47,7 +48,7 @@ main()
 def test_help_lists_groups_and_examples(command_line):
     status, printed, _ = command_line("--help")
     assert status == 0
-    assert "data: alpaca, gridworld, gridworld_preferences" in printed
+    assert "data: alpaca, chosen, gridworld, gridworld_preferences" in printed
     assert "trainer: cpu, ddp, debug, gpu" in printed
     assert [example for example in EXAMPLES if example not in printed] == []
 

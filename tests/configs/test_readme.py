@@ -25,6 +25,8 @@ ELSEWHERE = {
     "python scripts/make_tiny.py",
     "python train.py trainer=ddp trainer.devices=2",
 }
+# Several runs each; pipelines and the picture of a sweep have tests of their own.
+LONG = ("pipeline=", "-cn algorithms")
 SHORT = {
     "trainer.max_steps": "1",
     "logger": "csv",
@@ -35,6 +37,11 @@ SHORT = {
     "data.path.num_validation": "2",
     "algo.sampling.max_new_tokens": "4",
 }
+
+
+def is_long(command: str) -> bool:
+    """Whether a command makes several runs."""
+    return any(part in command for part in LONG)
 
 
 @pytest.fixture(scope="module")
@@ -94,12 +101,15 @@ def run(folder: Path, command: str) -> None:
         GlobalHydra.instance().clear()
 
 
-@pytest.mark.parametrize("command", [c for c in dict.fromkeys(COMMANDS) if c not in ELSEWHERE and "gpt2" not in c])
+@pytest.mark.parametrize(
+    "command",
+    [c for c in dict.fromkeys(COMMANDS) if c not in ELSEWHERE and "gpt2" not in c and not is_long(c)],
+)
 def test_command(world, command):
     run(world, command.removeprefix("pip install -e . && "))
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "model=gpt2" in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "model=gpt2" in c and not is_long(c)])
 def test_a_command_with_a_model_from_the_cache(world, command):
     process = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *arguments_of(command)],

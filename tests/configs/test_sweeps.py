@@ -15,6 +15,7 @@ from lit_posttrain.app import run
 from lit_posttrain.app.checks import check_config
 from lit_posttrain.app.hints import explain_composition_error
 from lit_posttrain.app.sweep import SweepComparison
+from lit_posttrain.reports import curves
 
 # Hydra makes a warning of what a callback raises.
 pytestmark = pytest.mark.filterwarnings("error:Callback SweepComparison")
@@ -37,6 +38,8 @@ def jobs(monkeypatch):
         scores = {"val/reward": {"first": 0.25, "last": 0.5, "best": cfg.optim.lr}}
         summary = {"steps": cfg.trainer.max_steps, "wall_s": 1.5, "metrics": scores}
         Path(cfg.run_dir, "summary.json").write_text(json.dumps(summary))
+        validated = f"step,val/optimal_sampled,throughput/tokens,time/train_s\n0,0.5,0,0\n20,0.7,{100 + cfg.seed},3\n"
+        Path(cfg.run_dir, "metrics.csv").write_text(validated)
         Path(cfg.run_dir, "validation.json").write_text(json.dumps({"val/reward": 0.75}))
         return cfg.optim.lr
 
@@ -83,6 +86,19 @@ def test_a_swept_option_is_overridden(command_line, jobs):
     assert (status, jobs) == (0, [(1e-4, 3), (1e-4, 4)]), errors
     assert [(row["seed"], row["steps"]) for row in rows("s")] == [("3", "5"), ("4", "5")]
     assert "optim.lr" not in rows("s")[0]
+
+
+def test_algorithms_are_drawn_with_the_seeds_in_one_line(command_line, jobs, monkeypatch):
+    drawn, draw = {}, curves._draw
+    monkeypatch.setattr(curves, "_draw", lambda panel, kind, of: draw(panel, kind, drawn.setdefault(kind, of)))
+    sweep = ["-cd", str(SWEEPS), "-cn", "algorithms", "hydra.sweep.dir=sweep"]
+    status, printed, errors = command_line(*sweep, "algo=grpo", "seed=0,2")
+    assert status == 0, errors
+    assert [(row["seed"], row["metric"]) for row in rows("sweep")] == [(seed, "val/optimal_sampled") for seed in "02"]
+    band = curves.Band(x=[0.0, 101.0], mean=[0.5, 0.7], low=[0.5, 0.7], high=[0.5, 0.7], runs=2)
+    assert drawn == {"grpo": band}
+    assert "comparison.png" in printed
+    assert Path("sweep", "comparison.png").is_file()
 
 
 # Every multirun.

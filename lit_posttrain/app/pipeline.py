@@ -1,0 +1,191 @@
+"""Several runs in a row, each from what one before has exported."""
+
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from lit_posttrain.app.gate import Gate, Verdict
+from lit_posttrain.app.hints import explain_composition_error
+from lit_posttrain.app.json_file import write_json
+from lit_posttrain.app.pipeline_plan import Stage, plan_stages
+from lit_posttrain.app.stage_folder import StageFolder
+from lit_posttrain.app.stage_options import quote
+from lit_posttrain.app.stage_process import alone_in, run_stage
+from lit_posttrain.reports.stages import StageRow, print_stages
+
+log = logging.getLogger(__name__)
+
+RECORD = "pipeline.json"
+# What watches a run or names it, and does not change its weights.
+WITHOUT_EFFECT = ("run_dir", "names", "ckpt_path", "logger", "callbacks")
+
+
+def run_pipeline(cfg: DictConfig) -> None:
+    """Run the stages of `cfg.pipeline`, each as a process of its own, in folders below that of the pipeline.
+
+    A stage that is done, with the same configuration and from the same weights, is not run again; one that was killed
+    goes on from its last checkpoint. `pipeline.json` says at any time how far it is.
+
+    Raises:
+        ValueError: if an option is wrong, before the first stage; the message names the stage.
+        RuntimeError: if a stage fails or does not pass its gate.
+        SystemExit: if Ctrl-C ended it, with the status that shells expect.
+    """
+    config = HydraConfig.get()
+    if config.mode is RunMode.MULTIRUN:
+        raise ValueError("a pipeline cannot be swept: a job is one run, a pipeline several.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "a pipeline starts as one process: its stages launch their own, as with `trainer=ddp trainer.devices=2`."
+        )
+    name, folder = config.runtime.choices["pipeline"], Path(config.runtime.output_dir).resolve()
+    _check_folder(folder, name)
+    stages = plan_stages(
+        cfg.pipeline,
+        list(config.overrides.task),
+        model=config.runtime.choices["model"],
+        data_target=str(cfg.data.get("_target_", "")),
+    )
+    configs = [_checked(stage) for stage in stages]
+    again = f"the same command with hydra.run.dir={shlex.quote(str(folder))} goes on where it stopped"
+    rows: list[StageRow] = [StageRow(stage.name, str(folder / stage.name)) for stage in stages]
+    log.info("%s stages, in %s; if it is stopped, %s", len(stages), folder, again)
+    with alone_in(folder) as lock:
+        for number, stage in enumerate(stages):
+            log.info("stage %s of %s: %s", number + 1, len(stages), stage.name)
+            rows[number].status = "running"
+            _write(folder, name, rows)
+            try:
+                _run(stage, configs[number], folder, rows[number], lock=lock)
+            except (KeyboardInterrupt, SystemExit) as stop:
+                rows[number].status = "interrupted"
+                log.error("interrupted in stage %s; %s", stage.name, again)
+                if isinstance(stop, KeyboardInterrupt):
+                    sys.exit(128 + signal.SIGINT)
+                raise
+            except RuntimeError as error:
+                raise RuntimeError(f"{error} Then {again}: stages that are done are not repeated.") from error
+            finally:
+                _write(folder, name, rows)
+    print_stages(rows)
+    log.info("everything is in %s", folder)
+
+
+def _check_folder(folder: Path, name: str) -> None:
+    """Refuse a folder that is somebody else's.
+
+    Raises:
+        ValueError: if another pipeline or a single run is in it.
+    """
+    record, own = folder / RECORD, f"`pipeline={name}`"
+    if record.is_file():
+        owner = f"`pipeline={json.loads(record.read_text(encoding='utf-8'))['pipeline']}`"
+    else:
+        owner = "a single run" if (folder / "config.yaml").is_file() else own
+    if owner != own:
+        raise ValueError(f"{folder} is the folder of {owner}: give {own} a `hydra.run.dir` of its own.")
+
+
+def _checked(stage: Stage) -> dict[str, Any]:
+    """What makes the weights of a stage what they are, but for its inputs, which are named only.
+
+    Raises:
+        ValueError: if it could not begin so.
+    """
+    from lit_posttrain.app.checks import check_config
+
+    blank = ["run_dir=run", "names.algo=''", "names.model=''", "names.data=''"]  # what a run fills in
+    overrides = stage.filled({name: name for name in stage.inputs})
+    try:
+        cfg = compose(HydraConfig.get().job.config_name, [*overrides, *blank])
+        check_config(cfg)
+    except Exception as error:
+        raise ValueError(f"stage `{stage.name}`: {explain_composition_error(error, stage.overrides)}") from error
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    return {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
+
+
+def _run(stage: Stage, config: dict[str, Any], folder: Path, row: StageRow, *, lock: int) -> None:
+    """Run a stage unless it is done, and judge it.
+
+    Args:
+        stage: what to run.
+        config: its configuration, by which it is known again.
+        folder: of the pipeline.
+        row: to be filled in.
+        lock: of the folder.
+
+    Raises:
+        RuntimeError: if it fails or does not pass its gate.
+    """
+    own, inputs = StageFolder(folder / stage.name), {other: StageFolder(folder / other) for other in stage.inputs}
+    digests = {other: source.summary()["weights_sha256"] for other, source in inputs.items()}
+    # as it is read back from a file
+    origin = json.loads(json.dumps({"config": config, "inputs": digests}))
+    if own.is_done(origin):
+        log.info("%s is done and unchanged; it is not run again", own.path)
+        row.reused = True
+    else:
+        overrides = stage.filled({other: str(source.export) for other, source in inputs.items()})
+        command = [*_config_source(), *overrides, f"hydra.run.dir={quote(str(own.path))}"]
+        checkpoint = own.prepare(origin, command)
+        if checkpoint is not None:
+            log.info("going on from %s", checkpoint)
+            command.append(f"ckpt_path={quote(str(checkpoint))}")
+        log.info("python train.py %s", shlex.join(command))
+        row.status = "failed"
+        status = run_stage(command, lock=lock)
+        if status != 0:
+            raise RuntimeError(
+                f"stage `{stage.name}` failed with exit status {status}; what it said is above and in {own.path}. "
+                f"Mend what it names; an option of this stage alone is written `stage.{stage.name}.<option>=...`."
+            )
+    summary = own.summary()
+    row.take(summary)
+    if stage.gate is not None:
+        row.status = "stopped"
+        verdict = _judged(stage, stage.gate, summary)
+        row.gate = asdict(verdict)
+        if not verdict.passed:
+            where = f"pipeline.stages.{stage.name}.gate"
+            raise RuntimeError(
+                f"stage `{stage.name}` does not pass its gate: {verdict}. Its curves are in {own.path}/metrics.csv. "
+                f"Train it longer or otherwise (`stage.{stage.name}.trainer.max_steps=...`), or ask for something else "
+                f"(`{where}.{verdict.rule}=...`, `{where}=null` for nothing)."
+            )
+    row.status = "done"
+
+
+def _judged(stage: Stage, gate: Gate, summary: dict[str, Any]) -> Verdict:
+    try:
+        return gate.judge(summary["metrics"])
+    except KeyError as error:
+        where = f"pipeline.stages.{stage.name}.gate"
+        raise RuntimeError(
+            f"the gate of stage `{stage.name}` cannot be judged: {error.args[0]} Name another metric "
+            f"(`{where}.metric=...`) or none (`{where}=null`), or give it data to validate on."
+        ) from error
+
+
+def _config_source() -> list[str]:
+    """Where another primary configuration comes from, as the command line of the pipeline said."""
+    config = HydraConfig.get()
+    given = [source.path for source in config.runtime.config_sources if source.provider == "command-line"]
+    folders = [word for path in given for word in ("-cd", path.removeprefix("file://"))]
+    return [*folders, *([] if config.job.config_name == "train" else ["-cn", config.job.config_name])]
+
+
+def _write(folder: Path, name: str, rows: list[StageRow]) -> None:
+    status = next((row.status for row in rows if row.status != "done"), "done")
+    write_json(folder / RECORD, {"pipeline": name, "status": status, "stages": [asdict(row) for row in rows]})
