@@ -148,6 +148,13 @@ class Policy(nn.Module):
         values = value_head(hidden)
         return places._replace(values=empty.to(values.dtype).masked_scatter(wanted, values))
 
+    @torch.no_grad()
+    def try_out(self) -> None:
+        """Compute two tokens."""
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        real = torch.ones_like(token, dtype=torch.bool)
+        self(prompt_ids=token, prompt_mask=real, completion_ids=token, completion_mask=real, loss_mask=real)
+
     def _statistics(
         self, hidden: Tensor, token_ids: Tensor, temperature: float, entropy_gradient: bool, supervised: bool
     ) -> tuple[Tensor, ...]:

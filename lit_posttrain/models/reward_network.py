@@ -132,7 +132,13 @@ class RewardNetwork(nn.Module):
         """Scores on the scale that was measured: (B,) to (B,)."""
         return (scores - self.score_mean.to(scores.dtype)) / self.score_scale.to(scores.dtype)
 
-    def save_pretrained(self, folder: str | Path, model: PreTrainedModel | None = None) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        model: PreTrainedModel | None = None,
+        *,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
         """Write a folder that `AutoModelForSequenceClassification` loads, and gives raw scores; see `normalized`.
 
         Its config.json has `score_mean` and `score_scale`.
@@ -140,11 +146,12 @@ class RewardNetwork(nn.Module):
         Args:
             folder: where to.
             model: in place of the network's own, one with an adapter merged into it.
+            weights: its state dict, where that is not to be had from it alone.
         """
         model = model or self.model
         model.config.score_mean = self.score_mean.item()
         model.config.score_scale = self.score_scale.item()
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
 
 
 def check_reward_model(path: str) -> None:
