@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from lit_posttrain.algos.resuming import take_up_epoch
 from lit_posttrain.algos.step_statistics import StepStatistics
-from lit_posttrain.models.sharding import total_norm
+from lit_posttrain.models.sharding import begin_states, total_norm
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
@@ -103,6 +103,7 @@ class TrainingModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimiser over all trainable parameters, and a schedule by optimiser steps."""
         optimizer = self._make_optimizer(self.parameter_groups())
+        begin_states(optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._make_scheduler(optimizer), "interval": "step"},

@@ -126,7 +126,8 @@ class RewardNetwork(nn.Module):
         weight = self.model.score.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
-            return functional.linear(hidden.to(dtype), weight.to(dtype)).squeeze(-1)
+            scores = functional.linear(hidden.to(dtype), weight.to(dtype))
+        return scores.squeeze(-1).clone()  # no view: torch hooks into what a sharded module returns
 
     def normalized(self, scores: Tensor) -> Tensor:
         """Scores on the scale that was measured: (B,) to (B,)."""

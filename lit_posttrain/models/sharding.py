@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 
@@ -85,6 +87,30 @@ def sharded_like(module: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, 
     """A state dict of whole tensors as `module` can load it: this process's part of those that it has sharded."""
     own = module.state_dict()
     return {name: _part_of(tensor, own.get(name)) for name, tensor in state_dict.items()}
+
+
+def begin_states(optimizer: Optimizer) -> None:
+    """Give an optimiser of sharded weights the state of every parameter that it has before its first step.
+
+    torch stores and loads the state of such an optimiser as a whole. A parameter that has not been stepped yet, such as
+    one that rests at first, could not be loaded, and where none has been, saving would count as a step. Any other
+    optimiser stays as it is.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not any(isinstance(parameter, DTensor) for parameter in parameters):
+        return
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * 0.0
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = state["step"] * 0
 
 
 def total_norm(gradients: Sequence[Tensor]) -> Tensor:

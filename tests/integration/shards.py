@@ -1,0 +1,274 @@
+"""Jobs with the weights dealt out (FSDP2) and not; `python -m tests.integration.shards FOLDER` is one rank of two.
+
+Model and prompts are those of `ranks`: the prompts decide how many tokens each rank gets.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from lightning import Callback, LightningDataModule
+from lightning.pytorch.strategies import ModelParallelStrategy
+from peft import LoraConfig, get_peft_model
+from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import ConstantLR
+
+from lit_posttrain import (
+    DPO,
+    GRPO,
+    PPO,
+    SFT,
+    InstructDataModule,
+    PreferenceDataModule,
+    PromptDataModule,
+    RewardModel,
+    Sampling,
+)
+from lit_posttrain.app.run import run
+from lit_posttrain.callbacks.completions import CompletionsFile
+from lit_posttrain.models.sharding import full_state_dict
+from tests.composing import compose_train
+from tests.integration.ranks import (
+    ALTERNATING,
+    MAX_NEW_TOKENS,
+    MIXED,
+    RANK,
+    WORLD_SIZE,
+    keep_every,
+    make_model,
+    make_tokenizer,
+    make_trainer,
+    reward,
+)
+from tests.integration.recording import StepRecorder
+
+SGD = {"optimizer": partial(torch.optim.SGD, lr=0.02), "scheduler": partial(ConstantLR, factor=1.0)}
+SAMPLING = {"sampling": Sampling(max_new_tokens=MAX_NEW_TOKENS)}
+PAIRS = [
+    {"prompt": row["prompt"] + " ", "chosen": "c1 " * (1 + i % 5) + "w2", "rejected": f"w{i} " * (1 + 3 * i % 7) + "c2"}
+    for i, row in enumerate(MIXED)
+]
+ROWS = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in PAIRS]
+
+
+class Recorder(StepRecorder):
+    """The gradients of all that is trained."""
+
+    def watched(self, pl_module):
+        return pl_module.named_parameters()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A fit, by how its module and its data are made."""
+
+    module: Callable[..., Any]
+    data: Callable[[], LightningDataModule]
+    trainer: dict[str, Any]
+    rewards: tuple[Any, ...] = ()
+    callbacks: tuple[Callable[[Path], Callback], ...] = field(default=())
+
+    def build(self, dtype: torch.dtype = torch.float64) -> Any:
+        torch.manual_seed(0)  # of the head of a reward model
+        return self.module(make_model(dtype), *self.rewards, tokenizer=make_tokenizer())
+
+    def fit(
+        self,
+        folder: Path,
+        module: Any,
+        *callbacks: Callback,
+        sharded: bool = False,
+        ckpt_path: Path | None = None,
+        **trainer: Any,
+    ) -> dict[str, Any]:
+        """Gradients and metrics of each step, the last weights; on the first rank where they are dealt out."""
+        recorder = Recorder()
+        strategy = {"strategy": fsdp2()} if sharded else {}
+        every = [recorder, *(make(folder) for make in self.callbacks), *callbacks]
+        engine = make_trainer(folder, *every, **{**self.trainer, **strategy, **trainer})
+        engine.fit(module, self.data(), ckpt_path=ckpt_path, weights_only=True)
+        dealt_out = any(isinstance(parameter, DTensor) for parameter in module.parameters())
+        assert dealt_out == sharded
+        return {
+            "gradients": recorder.gradients,
+            "metrics": recorder.logged,
+            "weights": full_state_dict(module),
+            "step": engine.global_step,
+        }
+
+
+def fsdp2(**settings: Any) -> ModelParallelStrategy:
+    sizes = {"data_parallel_size": WORLD_SIZE, "tensor_parallel_size": 1, "save_distributed_checkpoint": False}
+    return ModelParallelStrategy(timeout=timedelta(seconds=60), **{**sizes, **settings})
+
+
+def completions_file(folder: Path) -> CompletionsFile:
+    return CompletionsFile(folder / "completions.jsonl")
+
+
+online = partial(Job, rewards=(reward,), callbacks=(completions_file,))
+
+# In double precision, to be compared with one process.
+EXACT: dict[str, Job] = {
+    # 11 prompts in batches of 5, 5 and 1: in the third rollout a rank has none
+    "ppo": online(
+        partial(PPO, group_size=2, num_epochs=1, num_minibatches=2, kl_coef=0.2, value_lr=0.02, **SGD, **SAMPLING),
+        lambda: PromptDataModule(MIXED, batch_size=5),
+        {"max_steps": 6, "gradient_clip_val": 0.5, "limit_val_batches": 0},
+    ),
+    # completions of one rank end at once, those of the other never
+    "shared": online(
+        partial(PPO, critic="shared", group_size=4, num_epochs=1, num_minibatches=2, kl_coef=0.0, **SGD, **SAMPLING),
+        lambda: PromptDataModule(ALTERNATING, batch_size=4, shuffle=False),
+        {"max_steps": 2, "accumulate_grad_batches": 2, "limit_val_batches": 0},
+    ),
+    "grpo": online(
+        partial(GRPO, group_size=4, kl_coef=0.05, max_refills=2, **SGD, **SAMPLING),
+        lambda: PromptDataModule(ALTERNATING, batch_size=4, shuffle=False),
+        {"max_steps": 2, "limit_val_batches": 0},
+    ),
+    "sft": Job(
+        partial(SFT, label_smoothing=0.1, **SGD),
+        lambda: InstructDataModule(ROWS, batch_size=5, val_path=ROWS[:3], val_batch_size=1, packing=True),
+        {"max_steps": 3, "accumulate_grad_batches": 2, "gradient_clip_val": 0.5},
+    ),
+    "dpo": Job(
+        partial(DPO, **SGD),
+        lambda: PreferenceDataModule(PAIRS, batch_size=5, val_path=PAIRS[:3], val_batch_size=2),
+        {"max_steps": 3},
+    ),
+    "reward_model": Job(
+        partial(RewardModel, normalization="standardize", **SGD),
+        lambda: PreferenceDataModule(PAIRS, batch_size=5, val_path=PAIRS[:3], val_batch_size=2),
+        {"max_steps": 3},
+    ),
+}
+OFFLINE = ("sft", "dpo", "reward_model")
+
+# In single precision, with AdamW, a schedule that asks how long the run will be, a critic that learns alone at first.
+TRAINED = Job(
+    partial(
+        PPO,
+        group_size=2,
+        num_epochs=2,
+        num_minibatches=2,
+        kl_coef=0.1,
+        critic_warmup_steps=2,
+        optimizer=partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1),
+        value_lr=3e-3,
+        **SAMPLING,
+    ),
+    lambda: PromptDataModule(MIXED[:10], batch_size=5, val_path=MIXED[:3], val_batch_size=2),  # 8 steps an epoch
+    {"max_steps": 10, "gradient_clip_val": 0.1, "num_sanity_val_steps": -1},
+    rewards=(reward,),
+)
+RESUMED = (1, 8)  # while the critic learns alone and in the middle of a rollout; at the end of an epoch
+# With the default schedule, too.
+TAUGHT = Job(
+    partial(SFT, optimizer=partial(torch.optim.AdamW, lr=1e-3)),
+    lambda: InstructDataModule(ROWS, batch_size=4),  # 3 steps an epoch
+    {"max_steps": 5},
+)
+
+
+def trained(folder: Path) -> dict[str, Any]:
+    """Weights dealt out; then the same rollouts, each process with all weights."""
+    results, rollouts = {}, []
+    module = TRAINED.build(torch.float32)
+    make_rollout = module.make_rollout
+
+    def remember(*arguments: Any) -> Any:
+        rollouts.append(deepcopy(made := make_rollout(*arguments)))
+        return made
+
+    module.make_rollout = remember
+    keep = keep_every(1, folder / "checkpoints")
+    results["sharded"] = TRAINED.fit(folder, module, keep, sharded=True)
+    module.save_pretrained(folder / "export")
+    results["exported"] = module.exported_weights()
+    before = torch.load(folder / "checkpoints" / "step=5.ckpt", weights_only=True)
+    module.load_state_dict(before["state_dict"])
+    results["loaded"] = full_state_dict(module)
+
+    other = TRAINED.build(torch.float32)
+    other.make_rollout = lambda rows, index, more_rows: rollouts[index]
+    results["whole"] = TRAINED.fit(folder / "whole", other)
+    other.save_pretrained(folder / "whole" / "export")
+    return results
+
+
+def resumed(folder: Path, job: Job, checkpoint: Path, **strategy: Any) -> dict[str, Any]:
+    return job.fit(folder, job.build(torch.float32), sharded=WORLD_SIZE > 1, ckpt_path=checkpoint, **strategy)
+
+
+def taught(folder: Path) -> dict[str, Any]:
+    """A checkpoint of each step, a file or a folder with a part for each rank."""
+    results = {}
+    for kind, in_parts in (("file", False), ("parts", True)):
+        keep = keep_every(1, folder / kind)
+        strategy = {"strategy": fsdp2(save_distributed_checkpoint=in_parts)}
+        results[kind] = TAUGHT.fit(folder, TAUGHT.build(torch.float32), keep, sharded=True, **strategy)
+    return results
+
+
+def refusals(folder: Path) -> dict[str, str]:
+    """What is said of an adapter, and of layers that are split."""
+    said = {}
+    job = EXACT["sft"]
+    lora = get_peft_model(make_model(torch.float32), LoraConfig(task_type="CAUSAL_LM", target_modules=["c_attn"]))
+    split = fsdp2(data_parallel_size=1, tensor_parallel_size=WORLD_SIZE)
+    for name, model, strategy in (
+        ("lora", lambda: lora, fsdp2()),
+        ("split", make_model(torch.float32), split),
+    ):
+        module = SFT(model, tokenizer=make_tokenizer())
+        try:
+            job.fit(folder, module, strategy=strategy)
+        except ValueError as error:
+            said[name] = str(error)
+    return said
+
+
+def command(folder: Path) -> None:
+    """A run of the command line and a validation of what it left, without the cost of starting them."""
+    GlobalHydra.instance().clear()
+    (folder / "again").mkdir(parents=True, exist_ok=True)  # as Hydra does
+    small = ["logger=csv", "algo=ppo", "algo.group_size=2", "data.batch_size=3", "algo.sampling.max_new_tokens=24"]
+    small += ["data.path.num_prompts=8", "data.path.num_validation=5", "algo.val_samples=1", "trainer.max_steps=2"]
+    small += ["val_every_steps=1", "trainer=fsdp", "trainer.accelerator=cpu", "+trainer.enable_progress_bar=false"]
+    run(compose_train(*small, run_dir=folder))
+    last = folder / "checkpoints" / "last.ckpt"
+    run(compose_train(*small, "mode=validate", f"ckpt_path={last}", run_dir=folder / "again"))
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+
+    def save(name: str, result: Any) -> None:
+        torch.save(result, folder / f"{name}-{RANK}.pt")
+
+    for name, job in EXACT.items():
+        save(name, job.fit(folder / name, job.build(), sharded=True))
+    for name in OFFLINE:
+        save(f"{name}-ddp", EXACT[name].fit(folder / f"{name}-ddp", EXACT[name].build()))
+    save("trained", trained(folder / "trained"))
+    for step in RESUMED:
+        checkpoint = folder / "trained" / "checkpoints" / f"step={step}.ckpt"
+        save(f"trained-from-{step}", resumed(folder / f"from-{step}", TRAINED, checkpoint))
+    save("taught", taught(folder / "taught"))
+    for kind in ("file", "parts"):
+        save(f"taught-{kind}", resumed(folder / f"from-{kind}", TAUGHT, folder / "taught" / kind / "step=2.ckpt"))
+    command(folder / "command")
+    (folder / f"refusals-{RANK}.json").write_text(json.dumps(refusals(folder / "refusals")))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
