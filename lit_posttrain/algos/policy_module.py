@@ -11,7 +11,7 @@ from lit_posttrain.algos.language_model_module import LanguageModelModule, Model
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.models.policy import Policy
 from lit_posttrain.models.reference import AdapterReference, FrozenReference, Reference
-from lit_posttrain.models.sharding import full_state_dict
+from lit_posttrain.models.sharding import full_state_dict, release
 
 PolicySource = ModelSource
 
@@ -64,10 +64,14 @@ class PolicyModule(LanguageModelModule):
             self.policy = Policy(model, chunk_size=self._logits_chunk_size).train()
 
     def shard_networks(self, mesh: DeviceMesh) -> None:
-        """Deal out the policy's weights, and let it run: torch takes what runs first for the whole of a network."""
+        """Deal out the policy's weights, and let it run: torch takes what runs first for the whole of a network.
+
+        Sampling runs a part of the policy.
+        """
         super().shard_networks(mesh)
         assert self.policy is not None
         self.policy.try_out()
+        release(self.policy)
 
     def make_reference(self) -> Reference:
         """The policy as it is now, for later: a copy of it or, with an adapter, of as little as is needed."""

@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from hydra.core.global_hydra import GlobalHydra
 from lightning import Callback, LightningDataModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from peft import LoraConfig, get_peft_model
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import ConstantLR
+from transformers import AutoModelForCausalLM
 
 from lit_posttrain import (
     DPO,
@@ -32,10 +37,15 @@ from lit_posttrain import (
     RewardModel,
     Sampling,
 )
+from lit_posttrain.algos.experience import evaluation_mode
 from lit_posttrain.app.run import run
 from lit_posttrain.callbacks.completions import CompletionsFile
-from lit_posttrain.models.sharding import full_state_dict
+from lit_posttrain.models.policy import Policy
+from lit_posttrain.models.sharding import full_state_dict, release, shard, total_norm
+from lit_posttrain.rollout.counter_rng import sample_keys
+from lit_posttrain.rollout.sampler import sample_completions
 from tests.composing import compose_train
+from tests.conftest import EOS, FAMILIES, _config
 from tests.integration.ranks import (
     ALTERNATING,
     MAX_NEW_TOKENS,
@@ -48,7 +58,7 @@ from tests.integration.ranks import (
     make_trainer,
     reward,
 )
-from tests.integration.recording import StepRecorder
+from tests.integration.recording import StepRecorder, whole
 
 SGD = {"optimizer": partial(torch.optim.SGD, lr=0.02), "scheduler": partial(ConstantLR, factor=1.0)}
 SAMPLING = {"sampling": Sampling(max_new_tokens=MAX_NEW_TOKENS)}
@@ -57,6 +67,7 @@ PAIRS = [
     for i, row in enumerate(MIXED)
 ]
 ROWS = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in PAIRS]
+JUDGED = [{**row, "label": i % 3 > 0} for i, row in enumerate(ROWS)]
 
 
 class Recorder(StepRecorder):
@@ -145,13 +156,18 @@ EXACT: dict[str, Job] = {
         lambda: PreferenceDataModule(PAIRS, batch_size=5, val_path=PAIRS[:3], val_batch_size=2),
         {"max_steps": 3},
     ),
+    "kto": Job(
+        partial(DPO, loss="kto", precompute_reference=False, **SGD),
+        lambda: PreferenceDataModule(JUDGED, batch_size=5),
+        {"max_steps": 2},
+    ),
     "reward_model": Job(
         partial(RewardModel, normalization="standardize", **SGD),
         lambda: PreferenceDataModule(PAIRS, batch_size=5, val_path=PAIRS[:3], val_batch_size=2),
         {"max_steps": 3},
     ),
 }
-OFFLINE = ("sft", "dpo", "reward_model")
+OFFLINE = ("sft", "dpo", "kto", "reward_model")
 
 # In single precision, with AdamW, a schedule that asks how long the run will be, a critic that learns alone at first.
 TRAINED = Job(
@@ -237,16 +253,51 @@ def refusals(folder: Path) -> dict[str, str]:
     return said
 
 
-def command(folder: Path) -> None:
-    """A run of the command line and a validation of what it left, without the cost of starting them."""
+def command(folder: Path, *overrides: str) -> None:
+    """What the command line does, without the cost of starting it."""
     GlobalHydra.instance().clear()
-    (folder / "again").mkdir(parents=True, exist_ok=True)  # as Hydra does
+    folder.mkdir(parents=True, exist_ok=True)  # as Hydra does
     small = ["logger=csv", "algo=ppo", "algo.group_size=2", "data.batch_size=3", "algo.sampling.max_new_tokens=24"]
     small += ["data.path.num_prompts=8", "data.path.num_validation=5", "algo.val_samples=1", "trainer.max_steps=2"]
-    small += ["val_every_steps=1", "trainer=fsdp", "trainer.accelerator=cpu", "+trainer.enable_progress_bar=false"]
-    run(compose_train(*small, run_dir=folder))
-    last = folder / "checkpoints" / "last.ckpt"
-    run(compose_train(*small, "mode=validate", f"ckpt_path={last}", run_dir=folder / "again"))
+    trainer = ["trainer=fsdp", "trainer.accelerator=cpu"] if WORLD_SIZE > 1 else []
+    quiet = ["+trainer.enable_progress_bar=false"]
+    run(compose_train(*small, "val_every_steps=1", *trainer, *quiet, *overrides, run_dir=folder))
+
+
+def family(name: str) -> dict[str, float]:
+    """How far a policy is from one with all weights: its completions, log-probs and gradients, and its shards."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(_config(name), dtype=torch.float64)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    policy = Policy(model).train()
+    plain = deepcopy(policy)
+    shard(policy, init_device_mesh("cpu", (WORLD_SIZE,)))
+    policy.try_out()
+    release(policy)
+
+    prompts = [[2, 3, 4][: 1 + i] for i in range(3 - 2 * RANK)]  # three of one rank and one of the other
+    keys = sample_keys(torch.arange(len(prompts)), num_samples=2, seed=RANK)
+    sampled = []
+    for each in (policy, plain):
+        with evaluation_mode(each):
+            settings = {"sampling": Sampling(max_new_tokens=4 + 4 * RANK), "num_samples": 2, "keys": keys}
+            sampled.append(sample_completions(each.model, prompts, **settings, eos_ids=[EOS], pad_id=0).tokens)
+    got, want = sampled
+    inputs = {name: getattr(want, name) for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
+    logprobs = [each(**inputs, loss_mask=want.completion_mask).logprobs for each in (policy, plain)]
+    for each in logprobs:
+        each.sum().backward()
+    gradients = [parameter.grad / WORLD_SIZE for parameter in plain.parameters()]
+    for gradient in gradients:
+        dist.all_reduce(gradient)
+    pairs = list(zip(policy.parameters(), gradients, strict=True))
+    return {
+        "completions": float((got.completion_ids != want.completion_ids).sum()),
+        "logprobs": (logprobs[0] - logprobs[1]).abs().max().item(),
+        "gradients": max((whole(p.grad) - gradient).abs().max().item() for p, gradient in pairs),
+        "norm": abs(total_norm([p.grad for p, _ in pairs]) - nn.utils.get_total_norm(gradients)).item(),
+        "shards": sum(isinstance(module, FSDPModule) for module in policy.modules()),
+    }
 
 
 def main(folder: Path) -> None:
@@ -267,6 +318,10 @@ def main(folder: Path) -> None:
     for kind in ("file", "parts"):
         save(f"taught-{kind}", resumed(folder / f"from-{kind}", TAUGHT, folder / "taught" / kind / "step=2.ckpt"))
     command(folder / "command")
+    last = folder / "command" / "checkpoints" / "last.ckpt"
+    command(folder / "validated", "mode=validate", f"ckpt_path={last}")
+    command(folder / "predicted", "mode=predict")
+    save("families", {name: family(name) for name in FAMILIES})
     (folder / f"refusals-{RANK}.json").write_text(json.dumps(refusals(folder / "refusals")))
 
 

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_posttrain.models.fingerprint import tensors_sha256, weights_sha256
+from tests.conftest import FAMILIES
 from tests.integration import ranks, shards
 from tests.integration.test_ddp import assert_equal_gradients, completions, free_port, measured, result
 
@@ -164,8 +165,7 @@ def test_a_run_of_the_command_line(sharded):
     """`trainer=fsdp`: one file of each kind; the digest is that of the weights that it leaves."""
     folder = sharded / "command"
     assert {path.name for path in folder.iterdir()} == {
-        *("config.yaml", "metrics.csv", "completions.jsonl", "summary.json", "checkpoints", "export", "export_best"),
-        "again",
+        *("config.yaml", "metrics.csv", "completions.jsonl", "summary.json", "checkpoints", "export", "export_best")
     }
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
     assert len(completions(sharded, "command")) == 3 * 2
@@ -180,7 +180,25 @@ def test_a_run_of_the_command_line(sharded):
     policy = {n.removeprefix("policy.model."): t for n, t in best.items() if n.startswith("policy.")}
     reward = summary["metrics"]["val/reward"]
     assert digests[1] == (digests[0] if reward["last"] == reward["best"] else tensors_sha256(policy))
-    assert json.loads((folder / "again" / "validation.json").read_text())["val/reward"] == reward["last"]
+    scores = json.loads((sharded / "validated" / "validation.json").read_text())
+    assert scores == {name: each["last"] for name, each in summary["metrics"].items() if name.startswith("val/")}
+
+
+def test_predictions_are_those_of_one_process(sharded, tmp_path):
+    """In the order of the prompts, 5 of them in batches of 3."""
+    shards.command(tmp_path, "mode=predict")
+    want = (tmp_path / "predictions.jsonl").read_text()
+    assert (sharded / "predicted" / "predictions.jsonl").read_text() == want
+    assert len(want.splitlines()) == 5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_dealt_out_by_blocks(sharded, family):
+    """Tied weights, soft caps and recomputed activations; unequal numbers of prompts and tokens."""
+    for rank in range(2):
+        found = result(sharded, "families", rank)[family]
+        assert found.pop("shards") == 1 + 2  # layers
+        assert found == pytest.approx(dict.fromkeys(("completions", "logprobs", "gradients", "norm"), 0), abs=1e-10)
 
 
 def test_what_does_not_work_is_refused_and_told_why(sharded):
