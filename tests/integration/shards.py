@@ -74,7 +74,7 @@ class Recorder(StepRecorder):
     """The gradients of all that is trained."""
 
     def watched(self, pl_module):
-        return pl_module.named_parameters()
+        return [(name, parameter) for name, parameter in pl_module.named_parameters() if parameter.requires_grad]
 
 
 @dataclass(frozen=True)
