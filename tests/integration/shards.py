@@ -247,7 +247,7 @@ def refusals(folder: Path) -> dict[str, str]:
     ):
         module = SFT(model, tokenizer=make_tokenizer())
         try:
-            job.fit(folder, module, strategy=strategy)
+            job.fit(folder, module, sharded=True, strategy=strategy)
         except ValueError as error:
             said[name] = str(error)
     return said
