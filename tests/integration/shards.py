@@ -183,7 +183,8 @@ TRAINED = Job(
         **SAMPLING,
     ),
     lambda: PromptDataModule(MIXED[:10], batch_size=5, val_path=MIXED[:3], val_batch_size=2),  # 8 steps an epoch
-    {"max_steps": 10, "gradient_clip_val": 0.1, "num_sanity_val_steps": -1},
+    # an end in epochs, so that the schedule asks for the data before a checkpoint is read
+    {"max_epochs": 2, "max_steps": 10, "gradient_clip_val": 0.1, "num_sanity_val_steps": -1},
     rewards=(reward,),
 )
 RESUMED = (1, 8)  # while the critic learns alone and in the middle of a rollout; at the end of an epoch
@@ -191,7 +192,7 @@ RESUMED = (1, 8)  # while the critic learns alone and in the middle of a rollout
 TAUGHT = Job(
     partial(SFT, optimizer=partial(torch.optim.AdamW, lr=1e-3)),
     lambda: InstructDataModule(ROWS, batch_size=4),  # 3 steps an epoch
-    {"max_steps": 5},
+    {"max_epochs": 2},
 )
 
 
