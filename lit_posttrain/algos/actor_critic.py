@@ -8,7 +8,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_posttrain.algos.experience import evaluation_mode
 from lit_posttrain.algos.policy_gradient import PolicyGradientModule
 from lit_posttrain.batching import Rollout, in_batches
 from lit_posttrain.models.policy import TokenStatistics
@@ -148,7 +147,7 @@ class ActorCriticModule(PolicyGradientModule):
         """With what the critic expects of the rollout before it learns from it."""
         super()._add_old_and_reference_logprobs(rollout)
         shared = isinstance(self.value_model, ValueHead)
-        with evaluation_mode(*self.trained_networks()), self.trainer.precision_plugin.forward_context():
+        with self.inference(*self.trained_networks()):
             rollout.values = in_batches(
                 rollout,
                 self._shared_values if shared else self._network_values,

@@ -20,7 +20,6 @@ from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.batching import StepPart, SupervisedBatch, TwinBatch
 from lit_posttrain.functional import aggregate, sequence_logprobs
 from lit_posttrain.models.reference import Reference
-from lit_posttrain.models.sharding import whole
 from lit_posttrain.rollout.sampling import Sampling
 
 WARMUP = 0.1  # of all steps
@@ -330,7 +329,7 @@ class DPO(SupervisedModule):
         if split in self._table:
             self._table.check_size(split, plan.num_rows)
             return
-        with whole(self.main_network), self.trainer.precision_plugin.forward_context():
+        with self.trainer.precision_plugin.forward_context():
             self._table.fill(
                 split,
                 plan,

@@ -14,7 +14,6 @@ from lit_posttrain.batching import TokenBatch
 from lit_posttrain.data.chat import completion_as, encode_prompt
 from lit_posttrain.data.prompts import PromptDataModule
 from lit_posttrain.models.context import context_length
-from lit_posttrain.models.sharding import whole
 from lit_posttrain.models.tokenizers import eos_token_ids, pad_token_id
 from lit_posttrain.rewards.protocol import RewardFunctions, Scores
 from lit_posttrain.rollout.sampler import sample_completions
@@ -155,16 +154,12 @@ def encode_row(
 
 @contextmanager
 def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    """`eval()` with gradients off, and weights whole where they are sharded; every sub-module gets its own mode back.
-
-    With sharded networks all processes enter together; inside they may do unequal work.
-    """
+    """`eval()` with gradients off; every sub-module gets its own mode back."""
     training = {child: child.training for module in modules for child in module.modules()}
     for module in modules:
         module.eval()
     try:
-        # not inference_mode: its tensors may not take part in a later backward
-        with whole(*modules), torch.no_grad():
+        with torch.no_grad():  # not inference_mode: its tensors may not take part in a later backward
             yield
     finally:
         for child, mode in training.items():

@@ -13,7 +13,7 @@ from lit_posttrain.algos.sharded_strategy import sharding_mesh
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler, TrainingModule
 from lit_posttrain.models.loading import Pretrained, as_pretrained
 from lit_posttrain.models.lora import as_adapter
-from lit_posttrain.models.sharding import full_state_dict, gather, release, shard, sharded_like
+from lit_posttrain.models.sharding import full_state_dict, shard, sharded_like
 from lit_posttrain.models.tokenizers import check_tokenizer
 
 if TYPE_CHECKING:
@@ -128,23 +128,6 @@ class LanguageModelModule(TrainingModule):
         """Deal out the weights of all networks."""
         for network in self.trained_networks():
             shard(network, mesh)
-
-    def on_validation_epoch_start(self) -> None:
-        """Have the weights whole: processes may have unequal numbers of rows and tokens."""
-        gather(self.main_network)
-
-    def on_validation_epoch_end(self) -> None:
-        """Have them sharded again."""
-        release(self.main_network)
-        super().on_validation_epoch_end()
-
-    def on_predict_epoch_start(self) -> None:
-        """As in validation."""
-        gather(self.main_network)
-
-    def on_predict_epoch_end(self) -> None:
-        """As in validation."""
-        release(self.main_network)
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:

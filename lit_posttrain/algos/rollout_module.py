@@ -2,11 +2,12 @@
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
@@ -323,17 +324,23 @@ class RolloutModule(CompletingModule):
         """Fill in what loss and rewards compare with, and no more: a single on-policy step is its own old policy."""
         reference, batch_size = self.reference, self.rows_at_once(rollout)
         if self.needs_old_logprobs:
-            with evaluation_mode(*self.trained_networks()), self.trainer.precision_plugin.forward_context():
+            with self.inference(*self.trained_networks()):
                 rollout.old_logprobs = in_batches(
                     rollout, lambda batch: self.token_statistics(batch).logprobs, batch_size=batch_size
                 )
         if reference is not None:
-            with evaluation_mode(reference.policy), self.trainer.precision_plugin.forward_context():
+            with self.inference(reference.policy):
                 rollout.ref_logprobs = in_batches(
                     rollout,
                     lambda batch: reference.logprobs(**batch.model_inputs(), temperature=self.sampling.temperature),
                     batch_size=batch_size,
                 )
+
+    @contextmanager
+    def inference(self, *networks: nn.Module) -> Iterator[None]:
+        """Inside, networks compute in batches that are this process's own: without gradients, with all weights."""
+        with whole(*networks), evaluation_mode(*networks), self.trainer.precision_plugin.forward_context():
+            yield
 
     def rows_at_once(self, rollout: Rollout) -> int:
         """Sequences of a rollout that go through a model together without gradients: as many as in a micro-batch."""

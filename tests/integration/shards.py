@@ -42,6 +42,7 @@ from lit_posttrain.app.run import run
 from lit_posttrain.callbacks.completions import CompletionsFile
 from lit_posttrain.models.policy import Policy
 from lit_posttrain.models.sharding import full_state_dict, release, shard, total_norm
+from lit_posttrain.models.sharding import whole as whole_weights
 from lit_posttrain.rollout.counter_rng import sample_keys
 from lit_posttrain.rollout.sampler import sample_completions
 from tests.composing import compose_train
@@ -68,6 +69,8 @@ PAIRS = [
 ]
 ROWS = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in PAIRS]
 JUDGED = [{**row, "label": i % 3 > 0} for i, row in enumerate(ROWS)]
+# The first of two ranks puts two of its three rows in one sequence, the second has none that fit together.
+UNEVEN = [{"prompt": "c1 ", "completion": "c2 " * count} for count in (1, 1, 2, 7, 8)]
 
 
 class Recorder(StepRecorder):
@@ -148,7 +151,7 @@ EXACT: dict[str, Job] = {
     ),
     "sft": Job(
         partial(SFT, label_smoothing=0.1, **SGD),
-        lambda: InstructDataModule(ROWS, batch_size=5, val_path=ROWS[:3], val_batch_size=1, packing=True),
+        lambda: InstructDataModule(ROWS, batch_size=5, val_path=UNEVEN, val_batch_size=5, packing=True),
         {"max_steps": 3, "accumulate_grad_batches": 2, "gradient_clip_val": 0.5},
     ),
     "dpo": Job(
@@ -280,7 +283,7 @@ def family(name: str) -> dict[str, float]:
     keys = sample_keys(torch.arange(len(prompts)), num_samples=2, seed=RANK)
     sampled = []
     for each in (policy, plain):
-        with evaluation_mode(each):
+        with whole_weights(each), evaluation_mode(each):
             settings = {"sampling": Sampling(max_new_tokens=4 + 4 * RANK), "num_samples": 2, "keys": keys}
             sampled.append(sample_completions(each.model, prompts, **settings, eos_ids=[EOS], pad_id=0).tokens)
     got, want = sampled
