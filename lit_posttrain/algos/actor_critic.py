@@ -8,11 +8,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_posttrain.algos.experience import evaluation_mode
 from lit_posttrain.algos.policy_gradient import PolicyGradientModule
 from lit_posttrain.batching import Rollout, in_batches
 from lit_posttrain.models.policy import TokenStatistics
 from lit_posttrain.models.reward_network import check_reward_model
+from lit_posttrain.models.sharding import total_norm
 from lit_posttrain.models.value_network import ValueHead, ValueNetwork, check_same_tokens, value_head_of
 
 CriticSource = str | Path | ValueNetwork
@@ -80,11 +80,16 @@ class ActorCriticModule(PolicyGradientModule):
             check_reward_model(self._critic_folder)
             check_same_tokens(self._critic_folder, self.tokenizer)
 
-    def configure_model(self) -> None:
+    def build_networks(self) -> None:
         """Load policy, reference and critic; the critic of a policy with an adapter is trained whole."""
-        super().configure_model()
+        super().build_networks()
         if self.value_model is None:
             self.value_model = self._make_critic().train()
+
+    def trained_networks(self) -> list[nn.Module]:
+        """Policy and critic."""
+        assert self.value_model is not None
+        return [*super().trained_networks(), self.value_model]
 
     def _make_critic(self) -> ValueNetwork | ValueHead:
         critic, policy = self._critic(), self.policy
@@ -142,9 +147,7 @@ class ActorCriticModule(PolicyGradientModule):
         """With what the critic expects of the rollout before it learns from it."""
         super()._add_old_and_reference_logprobs(rollout)
         shared = isinstance(self.value_model, ValueHead)
-        module: nn.Module | None = self.policy if shared else self.value_model
-        assert module is not None
-        with evaluation_mode(module), self.trainer.precision_plugin.forward_context():
+        with self.inference(*self.trained_networks()):
             rollout.values = in_batches(
                 rollout,
                 self._shared_values if shared else self._network_values,
@@ -164,7 +167,7 @@ class ActorCriticModule(PolicyGradientModule):
         super().on_before_optimizer_step(optimizer)
         for group in optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
-            self.log(f"{group['name']}/grad_norm", nn.utils.get_total_norm(gradients))
+            self.log(f"{group['name']}/grad_norm", total_norm(gradients))
             if self._rollout_is_over or (group["name"] == "policy" and self.warms_up):
                 for parameter in group["params"]:
                     parameter.grad = None  # which AdamW passes over; a zero it would not

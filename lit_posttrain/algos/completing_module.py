@@ -12,6 +12,7 @@ from lit_posttrain.algos.experience import Experience, PromptRow, check_prompt_l
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicyModule, PolicySource
 from lit_posttrain.algos.validation_scores import ValidationScores
 from lit_posttrain.data.prompts import PromptDataModule
+from lit_posttrain.models.sharding import gather, release
 from lit_posttrain.rewards.loading import load_function
 from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
 from lit_posttrain.rollout.counter_rng import sample_keys, stable_hash
@@ -142,6 +143,24 @@ class CompletingModule(PolicyModule):
             greedy = self._complete(rows, sampling=replace(self.sampling, temperature=0.0), num_samples=1)
             greedy_scores, sampled_scores = greedy.score(self._scores), sampled.score(self._scores)
         self._validation.update(rewards=rewards, greedy_scores=greedy_scores, sampled_scores=sampled_scores)
+
+    def on_validation_epoch_start(self) -> None:
+        """Have all weights where prompts will be completed, of which processes may have unequal numbers."""
+        if self._rewards is not None or self._scores is not None:
+            gather(self.main_network)
+
+    def on_validation_epoch_end(self) -> None:
+        """Have them sharded again."""
+        release(self.main_network)
+        super().on_validation_epoch_end()
+
+    def on_predict_epoch_start(self) -> None:
+        """As in validation."""
+        gather(self.main_network)
+
+    def on_predict_epoch_end(self) -> None:
+        """As in validation."""
+        release(self.main_network)
 
     def validation_metrics(self) -> dict[str, Tensor]:
         """The metrics of a validation that is over; collection begins anew."""

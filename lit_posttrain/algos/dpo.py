@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
@@ -154,12 +155,18 @@ class DPO(SupervisedModule):
 
         return linear
 
-    def configure_model(self) -> None:
+    def build_networks(self) -> None:
         """Load the policy, and keep it where a reference is needed: before any checkpoint is restored."""
-        super().configure_model()
+        super().build_networks()
         keeps_copy = self.objective.needs_reference and not self.precompute_reference
-        if keeps_copy and self.reference is None and self.policy is not None:
+        if keeps_copy and self.reference is None:
             self.reference = self.make_reference()
+
+    def shard_networks(self, mesh: DeviceMesh) -> None:
+        """Those of the reference, too."""
+        super().shard_networks(mesh)
+        if self.reference is not None:
+            self.reference.shard(mesh)
 
     def on_fit_start(self) -> None:
         """Get the reference ready, while the policy is still as it was."""

@@ -153,10 +153,11 @@ def encode_row(
 
 
 @contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """`module.eval()` with gradients off; every sub-module gets its own mode back."""
-    training = {child: child.training for child in module.modules()}
-    module.eval()
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """`eval()` with gradients off; every sub-module gets its own mode back."""
+    training = {child: child.training for module in modules for child in module.modules()}
+    for module in modules:
+        module.eval()
     try:
         with torch.no_grad():  # not inference_mode: its tensors may not take part in a later backward
             yield

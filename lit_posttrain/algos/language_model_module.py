@@ -5,12 +5,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_posttrain.algos.sharded_strategy import sharding_mesh
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler, TrainingModule
 from lit_posttrain.models.loading import Pretrained, as_pretrained
 from lit_posttrain.models.lora import as_adapter
+from lit_posttrain.models.sharding import full_state_dict, shard, sharded_like
 from lit_posttrain.models.tokenizers import check_tokenizer
 
 if TYPE_CHECKING:
@@ -91,6 +94,41 @@ class LanguageModelModule(TrainingModule):
     def language_model(self) -> PreTrainedModel:
         """The transformers model that is trained; there once `configure_model` has run."""
 
+    @property
+    @abstractmethod
+    def main_network(self) -> nn.Module:
+        """What the language model is the main part of; there once `configure_model` has run."""
+
+    def trained_networks(self) -> list[nn.Module]:
+        """The networks whose forward is called in training, none of which is part of another."""
+        return [self.main_network]
+
+    @abstractmethod
+    def build_networks(self) -> None:
+        """Load what `configure_model` is to make; nothing where it has been done before."""
+
+    def configure_model(self) -> None:
+        """Build the networks and, where the strategy is made for it, deal out their weights over the processes.
+
+        Lightning calls this once for every fit, validate or predict.
+
+        Raises:
+            ValueError: if the strategy does not work here, or not with an adapter.
+        """
+        mesh = None if self._trainer is None else sharding_mesh(self.trainer.strategy)
+        if mesh is None:
+            self.build_networks()
+            return
+        self._refuse_adapter()
+        self.build_networks()
+        self._refuse_adapter()  # one that a function has built
+        self.shard_networks(mesh)
+
+    def shard_networks(self, mesh: DeviceMesh) -> None:
+        """Deal out the weights of all networks."""
+        for network in self.trained_networks():
+            shard(network, mesh)
+
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and tokenizer as a Hugging Face folder."""
@@ -128,10 +166,13 @@ class LanguageModelModule(TrainingModule):
         return self.language_model if self.adapter is None else self.adapter.merged()
 
     def exported_weights(self) -> dict[str, Tensor]:
-        """The tensors that `save_pretrained` writes, by name."""
+        """The tensors that `save_pretrained` writes, by name; of sharded weights on the first process alone.
+
+        All processes call it together where weights are sharded.
+        """
         if self.adapter is not None and self.adapter.export == "adapter":
             return self.adapter.state_dict()
-        return self.merged_model().state_dict()
+        return full_state_dict(self.merged_model())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """With an adapter, leave out what is frozen: it is loaded from where it came from."""
@@ -151,8 +192,7 @@ class LanguageModelModule(TrainingModule):
         source = self._source()
         if not isinstance(source, Pretrained | PreTrainedModel) and self.adapter is None and not as_adapter(source):
             return  # a function: what it builds is known once it has been called
-        here = self.adapter is not None or as_adapter(source) is not None
-        here |= isinstance(source, Pretrained) and source.adapter is not None
+        here = self._trains_adapter
         there = checkpoint.get("adapter_only", False)
         if there and not here:
             raise ValueError(
@@ -166,13 +206,13 @@ class LanguageModelModule(TrainingModule):
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights; with an adapter, what is frozen may be missing and nothing else.
+        """Load weights, whole ones into sharded networks too; of an adapter's model, what is frozen may be missing.
 
         Raises:
             ValueError: if the adapter is of another shape.
         """
         if self.adapter is None:
-            return super().load_state_dict(state_dict, strict, assign)
+            return super().load_state_dict(sharded_like(self, state_dict), strict, assign)
         frozen, own = self._frozen_names(), self.state_dict()
         kept = {name: tensor for name, tensor in own.items() if name in frozen}
         try:
@@ -182,6 +222,20 @@ class LanguageModelModule(TrainingModule):
                 "the checkpoint does not fit this run's adapter: give `model.lora.r`, `model.lora.target_modules` and "
                 f"the model as they were (config.yaml of its run has them). {' '.join(str(error).split())[:300]}"
             ) from error
+
+    def _refuse_adapter(self) -> None:
+        if self._trains_adapter:
+            raise ValueError(
+                "LoRA does not go with sharded weights (`trainer=fsdp`), of which no merged copy could be made: use "
+                "`trainer=ddp`, where gradients and optimiser are as small as the adapter, or train all weights."
+            )
+
+    @property
+    def _trains_adapter(self) -> bool:
+        """As far as is known: what a function builds is seen once it has been called."""
+        source = self._source()
+        asked_for = isinstance(source, Pretrained) and source.adapter is not None
+        return asked_for or self.adapter is not None or as_adapter(source) is not None
 
     def _frozen_names(self) -> set[str]:
         named = self.named_parameters(remove_duplicate=False)  # tied weights have two names

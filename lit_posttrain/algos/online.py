@@ -75,4 +75,8 @@ class OnlineModule(RolloutModule):
         """Take up the place in the data: Lightning always stores it and restores it only sometimes."""
         super().on_load_checkpoint(checkpoint)
         if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            self._loader_state = stored_loader(checkpoint)
+            state, loader = stored_loader(checkpoint), self.trainer.train_dataloader
+            if state is not None and isinstance(loader, RolloutLoader):
+                loader.load_state_dict(state)  # where weights are sharded a checkpoint comes late
+            else:
+                self._loader_state = state

@@ -1,13 +1,17 @@
 """What every module that trains a policy shares: loading it, and its export."""
 
+from functools import partial
 from pathlib import Path
 
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.algos.language_model_module import LanguageModelModule, ModelSource
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.models.policy import Policy
 from lit_posttrain.models.reference import AdapterReference, FrozenReference, Reference
+from lit_posttrain.models.sharding import full_state_dict, release
 
 PolicySource = ModelSource
 
@@ -46,12 +50,28 @@ class PolicyModule(LanguageModelModule):
             raise RuntimeError("the policy is not loaded yet: `configure_model` builds it when the Trainer starts.")
         return self.policy.model
 
-    def configure_model(self) -> None:
-        """Load the policy; Lightning calls this once for every fit, validate or predict."""
+    @property
+    def main_network(self) -> nn.Module:
+        """The policy."""
+        assert self.policy is not None
+        return self.policy
+
+    def build_networks(self) -> None:
+        """Load the policy."""
         if self.policy is None:  # train() for gradient checkpointing
             model = self.load_model()
             self.attach_adapter(model)
             self.policy = Policy(model, chunk_size=self._logits_chunk_size).train()
+
+    def shard_networks(self, mesh: DeviceMesh) -> None:
+        """Deal out the policy's weights, and let it run: torch takes what runs first for the whole of a network.
+
+        Sampling runs a part of the policy.
+        """
+        super().shard_networks(mesh)
+        assert self.policy is not None
+        self.policy.try_out()
+        release(self.policy)
 
     def make_reference(self) -> Reference:
         """The policy as it is now, for later: a copy of it or, with an adapter, of as little as is needed."""
@@ -61,10 +81,14 @@ class PolicyModule(LanguageModelModule):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write policy and tokenizer as a Hugging Face folder that `AutoModelForCausalLM` loads.
 
-        With `Lora(export="adapter")` the adapter alone: a folder that `AutoPeftModelForCausalLM` loads.
+        With `Lora(export="adapter")` the adapter alone: a folder that `AutoPeftModelForCausalLM` loads. The first of
+        several processes writes; all call it where weights are sharded.
         """
         if self.adapter is not None and self.adapter.export == "adapter":
-            self.adapter.save_pretrained(folder)
+            write = self.adapter.save_pretrained
         else:
-            self.merged_model().save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+            model = self.merged_model()
+            write = partial(model.save_pretrained, state_dict=full_state_dict(model))
+        if self.global_rank == 0:
+            write(folder)
+            self.tokenizer.save_pretrained(folder)

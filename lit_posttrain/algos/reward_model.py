@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.algos.choices import ScoreNormalization, check_choices
@@ -20,6 +20,7 @@ from lit_posttrain.data.step_loader import StepLoader
 from lit_posttrain.functional import bradley_terry_loss, calibration_error, correlation, pair_accuracy
 from lit_posttrain.models.loading import Pretrained
 from lit_posttrain.models.reward_network import RewardNetwork
+from lit_posttrain.models.sharding import full_state_dict
 from lit_posttrain.models.tokenizers import with_own_pad_token
 
 
@@ -110,8 +111,13 @@ class RewardModel(LanguageModelModule):
         """The sequence classifier inside the network; there once `configure_model` has run."""
         return self._loaded().model
 
-    def configure_model(self) -> None:
-        """Load the language model and put the head on it; Lightning calls this once for every fit or validate."""
+    @property
+    def main_network(self) -> nn.Module:
+        """Trunk and head."""
+        return self._loaded()
+
+    def build_networks(self) -> None:
+        """Load the language model and put the head on it."""
         if self.network is not None:
             return
         model = self.load_model()
@@ -206,10 +212,14 @@ class RewardModel(LanguageModelModule):
         """Write model and tokenizer as a folder that `AutoModelForSequenceClassification` loads.
 
         It gives raw scores of right-padded sequences that end with the EOS. To normalise them subtract `score_mean` of
-        its config.json and divide by `score_scale`.
+        its config.json and divide by `score_scale`. The first of several processes writes; all call it where weights
+        are sharded.
         """
-        self._loaded().save_pretrained(folder, self.merged_model())
-        self.tokenizer.save_pretrained(folder)
+        model = self.merged_model()
+        weights = full_state_dict(model)
+        if self.global_rank == 0:
+            self._loaded().save_pretrained(folder, model, weights=weights)
+            self.tokenizer.save_pretrained(folder)
 
     def _loaded(self) -> RewardNetwork:
         if self.network is None:

@@ -2,11 +2,13 @@
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
 from lit_posttrain.algos.completing_module import CompletingModule
@@ -17,6 +19,7 @@ from lit_posttrain.algos.samples import Judged, Samples, first_with_spread
 from lit_posttrain.batching import PlannedRollout, Rollout, in_batches, plan_steps
 from lit_posttrain.models.policy import TokenStatistics
 from lit_posttrain.models.reference import Reference
+from lit_posttrain.models.sharding import whole
 from lit_posttrain.models.tokenizers import pad_token_id
 from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions, Scores
 from lit_posttrain.rollout.counter_rng import stable_hash
@@ -140,11 +143,17 @@ class RolloutModule(CompletingModule):
     def learning_tokens(self, loss_mask: Tensor, advantages: Tensor) -> Tensor:
         """How many of these tokens have a gradient, (B, C) twice to (); a step without any is skipped."""
 
-    def configure_model(self) -> None:
+    def build_networks(self) -> None:
         """Load the policy, and keep it where a reference is needed: before any checkpoint is restored."""
-        super().configure_model()
-        if self._needs_reference and self.reference is None and self.policy is not None:
+        super().build_networks()
+        if self._needs_reference and self.reference is None:
             self.reference = self.make_reference()
+
+    def shard_networks(self, mesh: DeviceMesh) -> None:
+        """Those of the reference, too."""
+        super().shard_networks(mesh)
+        if self.reference is not None:
+            self.reference.shard(mesh)
 
     def on_fit_start(self) -> None:
         """Move the reference to where the policy is."""
@@ -162,7 +171,8 @@ class RolloutModule(CompletingModule):
             index: the number of the rollout in the run.
             more_rows: gives this rank's part of a further prompt batch.
         """
-        samples, groups, numbers = self._sample_groups(rows, index, more_rows)
+        with whole(self.main_network):  # for processes without prompts, too
+            samples, groups, numbers = self._sample_groups(rows, index, more_rows)
         started = time.perf_counter()
         learnt = samples.rows_of(groups)
         rollout = self._as_rollout(samples.experience, learnt)
@@ -312,20 +322,25 @@ class RolloutModule(CompletingModule):
 
     def _add_old_and_reference_logprobs(self, rollout: Rollout) -> None:
         """Fill in what loss and rewards compare with, and no more: a single on-policy step is its own old policy."""
-        policy, reference = self.policy, self.reference
-        assert policy is not None
-        batch_size = self.rows_at_once(rollout)
-        with evaluation_mode(policy), self.trainer.precision_plugin.forward_context():
-            if self.needs_old_logprobs:
+        reference, batch_size = self.reference, self.rows_at_once(rollout)
+        if self.needs_old_logprobs:
+            with self.inference(*self.trained_networks()):
                 rollout.old_logprobs = in_batches(
                     rollout, lambda batch: self.token_statistics(batch).logprobs, batch_size=batch_size
                 )
-            if reference is not None:
+        if reference is not None:
+            with self.inference(reference.policy):
                 rollout.ref_logprobs = in_batches(
                     rollout,
                     lambda batch: reference.logprobs(**batch.model_inputs(), temperature=self.sampling.temperature),
                     batch_size=batch_size,
                 )
+
+    @contextmanager
+    def inference(self, *networks: nn.Module) -> Iterator[None]:
+        """Inside, networks compute in batches that are this process's own: without gradients, with all weights."""
+        with whole(*networks), evaluation_mode(*networks), self.trainer.precision_plugin.forward_context():
+            yield
 
     def rows_at_once(self, rollout: Rollout) -> int:
         """Sequences of a rollout that go through a model together without gradients: as many as in a micro-batch."""

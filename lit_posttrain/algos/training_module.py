@@ -9,12 +9,13 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from lit_posttrain.algos.resuming import take_up_epoch
 from lit_posttrain.algos.step_statistics import StepStatistics
+from lit_posttrain.models.sharding import begin_states, total_norm
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
@@ -102,6 +103,7 @@ class TrainingModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """One optimiser over all trainable parameters, and a schedule by optimiser steps."""
         optimizer = self._make_optimizer(self.parameter_groups())
+        begin_states(optimizer)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._make_scheduler(optimizer), "interval": "step"},
@@ -110,7 +112,7 @@ class TrainingModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the norm of the whole step's gradient, before clipping."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.log("grad_norm", nn.utils.get_total_norm(gradients))
+        self.log("grad_norm", total_norm(gradients))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say whose checkpoint it is."""

@@ -56,6 +56,7 @@ def check_config(cfg: DictConfig) -> None:
     check_loggers(cfg.logger)
     for name in sorted(set(GIVEN_TO_TRAINER) & set(cfg.trainer)):
         raise ValueError(f"`trainer.{name}` is taken: use {GIVEN_TO_TRAINER[name]}.")
+    check_strategy(cfg.trainer.get("strategy", "auto"))
     for name, default in (("max_steps", -1), ("accumulate_grad_batches", 1)):
         check_kind(f"trainer.{name}", cfg.trainer.get(name, default), default)
     for name in sorted({"lr", "eps", "weight_decay"} & set(cfg.optim)):
@@ -71,6 +72,29 @@ def check_config(cfg: DictConfig) -> None:
         raise ValueError(f"`trainer.accumulate_grad_batches` must be >= 1, got {cfg.trainer.accumulate_grad_batches}.")
     if cfg.trainer.get("precision") in ("16-true", "16"):
         raise ValueError("`trainer.precision=16-true` ends in NaN with AdamW: use 32-true, bf16-mixed or 16-mixed.")
+
+
+def check_strategy(strategy: str | DictConfig) -> None:
+    """Refuse what deals weights out over processes in a way that does not work here.
+
+    Args:
+        strategy: a name that Lightning knows, or a node with a target.
+
+    Raises:
+        ValueError: naming `trainer=fsdp`.
+    """
+    node = {"_target_": strategy} if isinstance(strategy, str) else strategy
+    name = str(node.get("_target_", ""))
+    if name.startswith("fsdp") or name.endswith(".FSDPStrategy"):
+        raise ValueError(
+            f"`trainer.strategy={name}` is FSDP1, whose weights cannot be made whole while completions are sampled: "
+            "use FSDP2, `trainer=fsdp`."
+        )
+    if name.endswith(".ModelParallelStrategy") and node.get("save_distributed_checkpoint", True):
+        raise ValueError(
+            "`trainer.strategy.save_distributed_checkpoint` must be false: a run's checkpoints are single files, which "
+            "any number of processes can go on from."
+        )
 
 
 def check_arguments(node: DictConfig, path: str) -> None:

@@ -76,8 +76,7 @@ def run(cfg: DictConfig) -> float | None:
         if trainer.enable_validation and trainer.global_step != history.last_validation_step:
             # so that `last` is of the last weights
             trainer.validate(module, datamodule=datamodule, weights_only=True, verbose=False)
-        if trainer.is_global_zero:
-            finish(cfg, trainer, module, history, wall_s=time.time() - started)
+        finish(cfg, trainer, module, history, wall_s=time.time() - started)
     return history.metrics.get(cfg.watch.metric, {}).get("best")
 
 
@@ -137,7 +136,10 @@ def predict(trainer: Trainer, module: LanguageModelModule, datamodule: Lightning
 def finish(
     cfg: DictConfig, trainer: Trainer, module: LanguageModelModule, history: MetricsHistory, *, wall_s: float
 ) -> None:
-    """Write `export/` with the last weights, `export_best/` with those best by the watched metric, `summary.json`."""
+    """Write `export/` with the last weights, `export_best/` with those best by the watched metric, `summary.json`.
+
+    All processes take part, since each may hold a part of the weights only.
+    """
     folder = Path(cfg.run_dir)
     summary = describe_run(cfg, trainer, module, history, wall_s=wall_s)
     module.save_pretrained(folder / "export")
@@ -146,6 +148,8 @@ def finish(
         checkpoint = torch.load(best, map_location="cpu", weights_only=True)
         module.load_state_dict(checkpoint["state_dict"])
     module.save_pretrained(folder / "export_best")
+    if not trainer.is_global_zero:
+        return
     write_json(folder / "summary.json", summary)
     log_summary(trainer.loggers, summary)
     for name, values in summary["metrics"].items():

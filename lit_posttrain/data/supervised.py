@@ -254,7 +254,12 @@ class SupervisedDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there in the fit that resumes."""
-        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+        trainer: Any = self.trainer
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self._loader is not None and trainer.train_dataloader is self._loader:
+            self._loader.load_state_dict(state_dict["loader"])  # where weights are sharded a checkpoint comes late
+        else:
             self._loader_state = state_dict["loader"]
 
     def every_row(self, split: str) -> StepPlan:

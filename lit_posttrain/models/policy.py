@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from lit_posttrain.functional import token_entropy, token_logprobs
 from lit_posttrain.models.head import OutputHead
 from lit_posttrain.models.packing import check_isolation, pack_rows
+from lit_posttrain.models.sharding import whole
 
 
 class TokenStatistics(NamedTuple):
@@ -109,9 +110,7 @@ class Policy(nn.Module):
         if pack_ids is None:
             inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
         else:
-            if not self._isolates:
-                check_isolation(self.model)
-                self._isolates = True
+            self.check_packing()
             inputs, sequences, offsets = pack_rows(
                 self.model,
                 prompt_ids=prompt_ids,
@@ -147,6 +146,27 @@ class Policy(nn.Module):
             return places
         values = value_head(hidden)
         return places._replace(values=empty.to(values.dtype).masked_scatter(wanted, values))
+
+    def check_packing(self) -> None:
+        """Find out whether rows can be packed; once, and at the latest when some are.
+
+        Where weights are sharded all processes call this together beforehand, since not each of them may have rows that
+        are packed.
+
+        Raises:
+            ValueError: if the model cannot keep them apart.
+        """
+        if not self._isolates:
+            with whole(self):
+                check_isolation(self.model)
+            self._isolates = True
+
+    @torch.no_grad()
+    def try_out(self) -> None:
+        """Compute two tokens."""
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
+        real = torch.ones_like(token, dtype=torch.bool)
+        self(prompt_ids=token, prompt_mask=real, completion_ids=token, completion_mask=real, loss_mask=real)
 
     def _statistics(
         self, hidden: Tensor, token_ids: Tensor, temperature: float, entropy_gradient: bool, supervised: bool

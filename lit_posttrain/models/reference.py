@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from lit_posttrain.models.policy import Policy
+from lit_posttrain.models.sharding import shard
 
 if TYPE_CHECKING:
     from lit_posttrain.models.adapter import Adapter
@@ -26,6 +28,10 @@ class Reference(ABC):
     @abstractmethod
     def to(self, device: torch.device) -> None:
         """Move it to where the policy is."""
+
+    @abstractmethod
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Deal its weights out over the processes, as the policy's."""
 
     def as_it_was(self) -> AbstractContextManager[None]:
         """Inside, `policy` is what it was in the beginning."""
@@ -70,6 +76,10 @@ class FrozenReference(Reference):
         """Move the copy to where the policy is."""
         self.policy.to(device)
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Deal out the copy's weights."""
+        shard(self.policy, mesh)
+
 
 class AdapterReference(Reference):
     """The policy itself with its adapter as it was in the beginning: no second model in memory.
@@ -89,6 +99,9 @@ class AdapterReference(Reference):
 
     def to(self, device: torch.device) -> None:
         """Nothing to do: it is where the policy is."""
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Nothing to do: its weights are the policy's."""
 
     def as_it_was(self) -> AbstractContextManager[None]:
         """With the adapter off, or its copy on."""

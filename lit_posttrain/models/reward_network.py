@@ -126,13 +126,20 @@ class RewardNetwork(nn.Module):
         weight = self.model.score.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
-            return functional.linear(hidden.to(dtype), weight.to(dtype)).squeeze(-1)
+            scores = functional.linear(hidden.to(dtype), weight.to(dtype))
+        return scores.squeeze(-1).clone()  # no view: torch hooks into what a sharded module returns
 
     def normalized(self, scores: Tensor) -> Tensor:
         """Scores on the scale that was measured: (B,) to (B,)."""
         return (scores - self.score_mean.to(scores.dtype)) / self.score_scale.to(scores.dtype)
 
-    def save_pretrained(self, folder: str | Path, model: PreTrainedModel | None = None) -> None:
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        model: PreTrainedModel | None = None,
+        *,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
         """Write a folder that `AutoModelForSequenceClassification` loads, and gives raw scores; see `normalized`.
 
         Its config.json has `score_mean` and `score_scale`.
@@ -140,11 +147,12 @@ class RewardNetwork(nn.Module):
         Args:
             folder: where to.
             model: in place of the network's own, one with an adapter merged into it.
+            weights: its state dict, where that is not to be had from it alone.
         """
         model = model or self.model
         model.config.score_mean = self.score_mean.item()
         model.config.score_scale = self.score_scale.item()
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
 
 
 def check_reward_model(path: str) -> None:

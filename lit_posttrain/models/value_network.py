@@ -33,7 +33,8 @@ class ValueHead(nn.Module):
         weight, bias = self.linear.weight, self.linear.bias
         dtype = torch.promote_types(weight.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
-            return functional.linear(hidden.to(dtype), weight.to(dtype), bias.to(dtype)).squeeze(-1)
+            values = functional.linear(hidden.to(dtype), weight.to(dtype), bias.to(dtype))
+        return values.squeeze(-1).clone()  # no view: torch hooks into what a sharded module returns
 
 
 class ValueNetwork(nn.Module):

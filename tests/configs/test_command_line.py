@@ -49,7 +49,7 @@ def test_help_lists_groups_and_examples(command_line):
     status, printed, _ = command_line("--help")
     assert status == 0
     assert "data: alpaca, chosen, gridworld, gridworld_preferences" in printed
-    assert "trainer: cpu, ddp, debug, gpu" in printed
+    assert "trainer: cpu, ddp, debug, fsdp, gpu" in printed
     assert [example for example in EXAMPLES if example not in printed] == []
 
 

@@ -39,6 +39,18 @@ from tests.composing import compose_train
             "`trainer.val_check_interval` is taken: use `val_every_steps`, which counts",
         ),
         (["trainer.precision=16-true"], "`trainer.precision=16-true` ends in NaN with AdamW: use 32-true"),
+        (
+            ["trainer=ddp", "trainer.strategy=fsdp"],
+            "`trainer.strategy=fsdp` is FSDP1, whose weights cannot be made whole",
+        ),
+        (
+            ["+trainer.strategy._target_=lightning.pytorch.strategies.FSDPStrategy"],
+            "use FSDP2, `trainer=fsdp`.",
+        ),
+        (
+            ["trainer=fsdp", "trainer.strategy.save_distributed_checkpoint=true"],
+            "`trainer.strategy.save_distributed_checkpoint` must be false: a run's checkpoints are single files",
+        ),
         (["ckpt_path=no/such.ckpt"], "there is no checkpoint `no/such.ckpt`; those of a run are in its checkpoints/"),
     ],
 )

@@ -18,12 +18,13 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOT
 COMMANDS = [
     line.split("  #")[0].strip() for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line
 ]
-# The set-up commands and pytest itself are what .ci/run does; make_tiny takes minutes; ddp has a test of its own.
+# The set-up commands and pytest itself are what .ci/run does; make_tiny takes minutes; ddp and fsdp have own tests.
 ELSEWHERE = {
     "python -m lit_posttrain.app.inspect data=gridworld_sft",  # has tests of its own
     'pip install -e ".[dev]" && pytest',
     "python scripts/make_tiny.py",
     "python train.py trainer=ddp trainer.devices=2",
+    "python train.py trainer=fsdp trainer.devices=2",
 }
 # Several runs each; pipelines and the picture of a sweep have tests of their own.
 LONG = ("pipeline=", "-cn algorithms")

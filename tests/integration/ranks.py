@@ -147,7 +147,7 @@ def fit(
     return {
         "gradients": recorder.gradients,
         "metrics": recorder.logged,
-        "weights": learner.language_model.state_dict(),
+        "weights": learner.exported_weights(),
         "step": engine.global_step,
     }
 

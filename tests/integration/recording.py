@@ -3,7 +3,13 @@
 from collections.abc import Iterable
 
 from lightning import Callback, LightningModule
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+def whole(gradient: Tensor) -> Tensor:
+    """A copy, of all parts where it is sharded."""
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient.clone()
 
 
 class StepRecorder(Callback):
@@ -17,7 +23,7 @@ class StepRecorder(Callback):
         return pl_module.policy.named_parameters()
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
-        self.gradients.append({name: p.grad.clone() for name, p in self.watched(pl_module)})
+        self.gradients.append({name: whole(p.grad) for name, p in self.watched(pl_module)})
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
