@@ -28,7 +28,7 @@ class RewardModel(LanguageModelModule):
     r"""A scalar head on a language model, trained on preference pairs by the model of Bradley and Terry.
 
     The loss of a pair is :math:`-\log\sigma(r_c - r_r - \lambda m) + \eta (r_c + r_r)^2` with the scores :math:`r` of
-    the chosen and the rejected sequence, each read at its EOS, and the margin :math:`m` of the data where it has one.
+    the chosen and the rejected sequence, each read at its end, and the margin :math:`m` of the data where it has one.
     It is the mean over the pairs of an optimiser step on all ranks, however the step is cut up. Both sequences of a
     pair go through the model in one forward.
 
@@ -44,6 +44,8 @@ class RewardModel(LanguageModelModule):
             pad token of its own gets one.
         centering: :math:`\eta`, weight of the term that draws scores to 0; 0.01 in arXiv:2312.09244.
         margin_scale: :math:`\lambda`, units of score that a unit of the data's margin asks for; 0 leaves margins out.
+        score_before_eos: whether the score is read at the token before the EOS. The EOS is where it is read as a rule;
+            a model of few layers learns faster at the token at which it decides to stop.
         normalization: what is kept of the scores of training sequences: "center" their mean, "standardize" their mean
             and standard deviation, "none" nothing.
         normalization_pairs: pairs that they are measured on, in whole optimiser steps.
@@ -63,6 +65,7 @@ class RewardModel(LanguageModelModule):
         tokenizer: PreTrainedTokenizerBase | None = None,
         centering: float = 0.0,
         margin_scale: float = 1.0,
+        score_before_eos: bool = False,
         normalization: ScoreNormalization = "center",
         normalization_pairs: int = 256,
         optimizer: MakeOptimizer | None = None,
@@ -84,6 +87,7 @@ class RewardModel(LanguageModelModule):
             )
         self.centering = centering
         self.margin_scale = margin_scale
+        self.score_before_eos = score_before_eos
         self.normalization = normalization
         self.normalization_pairs = normalization_pairs
         self.network: RewardNetwork | None = None
@@ -127,7 +131,10 @@ class RewardModel(LanguageModelModule):
                 "`Pretrained(path, lora=Lora(adapter=folder))`, or merge it first with `merge_and_unload`."
             )
         network = RewardNetwork.from_causal_lm(
-            model, pad_id=self.tokenizer.pad_token_id, vocab_size=len(self.tokenizer)
+            model,
+            pad_id=self.tokenizer.pad_token_id,
+            vocab_size=len(self.tokenizer),
+            score_before_eos=self.score_before_eos,
         )
         self.attach_adapter(network.model)
         network.model.score.requires_grad_(True)  # new, so that it is trained beside an adapter, too
@@ -211,9 +218,9 @@ class RewardModel(LanguageModelModule):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and tokenizer as a folder that `AutoModelForSequenceClassification` loads.
 
-        It gives raw scores of right-padded sequences that end with the EOS. To normalise them subtract `score_mean` of
-        its config.json and divide by `score_scale`. The first of several processes writes; all call it where weights
-        are sharded.
+        It gives raw scores of right-padded sequences that end with the EOS, or with `score_before_eos` that lack it. To
+        normalise them subtract `score_mean` of its config.json and divide by `score_scale`. The first of several
+        processes writes; all call it where weights are sharded.
         """
         model = self.merged_model()
         weights = full_state_dict(model)

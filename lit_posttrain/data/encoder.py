@@ -117,9 +117,11 @@ class Encoder:
         if whole[: len(ids)] == ids:
             return len(ids), whole[len(ids) :]
         alone = list(self.tokenizer(piece, add_special_tokens=False)["input_ids"])
-        joined = self._text(whole)
-        if self._text([*ids, *alone]) == joined or not joined.endswith(piece):  # the latter where words became unknown
-            return len(ids), alone
+        apart, unknown = [*ids, *alone], self.tokenizer.unk_token_id
+        if self._text(apart) == self._text(whole) or (
+            unknown is not None and whole.count(unknown) > apart.count(unknown)
+        ):
+            return len(ids), alone  # the same text, or two words run together to one that nobody knows
         common = next(
             (i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole))
         )

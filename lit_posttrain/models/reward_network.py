@@ -16,21 +16,25 @@ from lit_posttrain.models.policy import disable_dropout, without_left_padding
 class RewardNetwork(nn.Module):
     """Wraps a `transformers` sequence classifier of one label so that its forward gives scores of completions.
 
-    The score is read at the last token of a sequence, which its length tells and no search for a pad id: a pad token
-    that is the EOS, and padding on either side, change nothing. Head and score are in float32 at least, under autocast
+    The score is read at the last token of a sequence, its EOS, which its length tells and no search for a pad id: a pad
+    token that is the EOS, and padding on either side, change nothing. With `score_before_eos` it is read at the token
+    before: that is where a policy decides to stop, so a shallow model begins with what it knows there instead of having
+    to carry it over to the EOS. Head and score are in float32 at least, under autocast
     too. Dropout is switched off: two scores of one sequence are equal.
 
     Preferences leave a constant of the scores open. `score_mean` and `score_scale` are buffers, 0 and 1 until somebody
     has measured them; `normalized` applies them, `forward` gives raw scores.
 
     Args:
-        model: a sequence classifier whose head is a linear layer `score` without a bias.
+        model: a sequence classifier whose head is a linear layer `score` without a bias. Where the score is read, and
+            mean and scale of scores, are taken from its config, if they are there.
 
     Raises:
         ValueError: if it has another head.
     """
 
     model: PreTrainedModel
+    score_before_eos: bool
     score_mean: Tensor
     score_scale: Tensor
 
@@ -45,18 +49,22 @@ class RewardNetwork(nn.Module):
         self.model = model
         disable_dropout(model)
         head.to(torch.promote_types(head.weight.dtype, torch.float32))
+        self.score_before_eos = bool(getattr(model.config, "score_before_eos", False))
         for name, default in (("score_mean", 0.0), ("score_scale", 1.0)):
             value = float(getattr(model.config, name, default))
             self.register_buffer(name, torch.tensor(value))
 
     @classmethod
-    def from_causal_lm(cls, model: PreTrainedModel, *, pad_id: int, vocab_size: int) -> Self:
+    def from_causal_lm(
+        cls, model: PreTrainedModel, *, pad_id: int, vocab_size: int, score_before_eos: bool = False
+    ) -> Self:
         """Put a new head on the trunk of a causal language model: normal with variance 1 / (width + 1).
 
         Args:
             model: its trunk is taken, not copied.
             pad_id: told to whoever loads the export; its scores are read at the last token that is another one.
             vocab_size: tokens of the tokenizer. Where the model has fewer embeddings they get rows of zeros.
+            score_before_eos: whether scores are read at the token before the EOS.
 
         Raises:
             ValueError: if transformers has no sequence classifier of the architecture, or one of another build.
@@ -90,6 +98,7 @@ class RewardNetwork(nn.Module):
                 classifier.get_input_embeddings().weight[rows:] = 0.0
         for told in (classifier.config, classifier.config.get_text_config()):
             told.pad_token_id = pad_id
+        classifier.config.score_before_eos = score_before_eos
         return cls(classifier.eval())
 
     @classmethod
@@ -121,7 +130,8 @@ class RewardNetwork(nn.Module):
             completion_mask: (B, C), the EOS included.
         """
         inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
-        last = (prompt_mask.sum(1) + completion_mask.sum(1) - 1).clamp(min=0)
+        eos = prompt_mask.sum(1) + completion_mask.sum(1) - 1
+        last = (eos - int(self.score_before_eos)).clamp(min=0)
         hidden = self.model.base_model(**inputs)[0][torch.arange(len(last), device=last.device), last]
         weight = self.model.score.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -142,7 +152,8 @@ class RewardNetwork(nn.Module):
     ) -> None:
         """Write a folder that `AutoModelForSequenceClassification` loads, and gives raw scores; see `normalized`.
 
-        Its config.json has `score_mean` and `score_scale`.
+        Its config.json has `score_mean`, `score_scale` and `score_before_eos`; with the latter it is to be given
+        sequences without their EOS.
 
         Args:
             folder: where to.

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from types import MappingProxyType
 
 from lit_posttrain.tasks.gridworld_text import (
@@ -106,8 +106,12 @@ class Grid:
 
 def free_neighbours(cell: Cell, *, width: int, height: int, walls: frozenset[Cell]) -> list[Cell]:
     """Return the cells one move away that are on the grid and no wall, in the order of MOVES."""
-    beside = cells_beside(cell)
-    return [there for there in beside if 0 <= there[0] < width and 0 <= there[1] < height and there not in walls]
+    return [there for there in _beside_on_grid(cell, width, height) if there not in walls]
+
+
+@cache  # a data set asks for the same few cells a million times
+def _beside_on_grid(cell: Cell, width: int, height: int) -> tuple[Cell, ...]:
+    return tuple(there for there in cells_beside(cell) if 0 <= there[0] < width and 0 <= there[1] < height)
 
 
 def cells_beside(cell: Cell) -> list[Cell]:

@@ -271,10 +271,10 @@ def test_prediction_is_text_with_normalised_scores(fit):
 # ----------------------------------------------------------------------- the export, and its scores as a reward
 
 
-@pytest.fixture
-def exported(fit, tmp_path):
+@pytest.fixture(params=[False, True], ids=["at_eos", "before_eos"])
+def exported(fit, tmp_path, request):
     """A trained module and the folder of its export."""
-    module, *_ = fit(normalization="standardize")
+    module, *_ = fit(normalization="standardize", score_before_eos=request.param)
     module.save_pretrained(tmp_path / "export")
     return module, str(tmp_path / "export")
 
@@ -290,7 +290,8 @@ def test_the_learned_reward_gives_the_scores_of_training(exported):
         assert reward.learned(prompts, texts) == pytest.approx(want, abs=1e-5)
     assert reward.learned([], []) == []
     plain = AutoModelForSequenceClassification.from_pretrained(folder)
-    ids = torch.tensor([module.tokenizer(PAIRS[1]["prompt"] + PAIRS[1]["chosen"])["input_ids"] + [1]])
+    end = [] if plain.config.score_before_eos else [1]
+    ids = torch.tensor([module.tokenizer(PAIRS[1]["prompt"] + PAIRS[1]["chosen"])["input_ids"] + end])
     raw = plain(input_ids=ids).logits.item()
     assert (raw - plain.config.score_mean) / plain.config.score_scale == pytest.approx(want[1], abs=1e-5)
 

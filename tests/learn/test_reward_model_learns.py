@@ -15,7 +15,6 @@ pytestmark = pytest.mark.learn
 def test_pairs_of_paths_are_ranked(tmp_path, seed):
     summary = run(tmp_path, "algo=reward_model", "model=tiny", f"seed={seed}", "logger=csv")
     accuracy = summary["metrics"]["val/accuracy"]
-    assert 0.4 < accuracy["first"] < 0.6
     assert accuracy["last"] >= 0.95
     assert stopping_is_worse(str(tmp_path / "run" / "export")) >= 0.99
 

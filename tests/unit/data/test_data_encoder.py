@@ -177,10 +177,13 @@ def test_a_vocabulary_that_puts_a_space_before_every_text():
     assert list(row.loss_mask) == [True, True]
 
 
-def test_words_that_joined_are_unknown_are_encoded_apart(word_tokenizer):
-    row, _ = Encoder(word_tokenizer).encode("w3 w4", "w5 w6")
-    assert word_tokenizer.convert_ids_to_tokens(row.prompt_ids) == ["w3", "w4"]
-    assert word_tokenizer.convert_ids_to_tokens(row.completion_ids) == ["w5", "w6", "<eos>"]
+@pytest.mark.parametrize(("prompt", "completion"), [("w3 w4", "w5 w6"), ("w3 w4", "w3"), ("nobody w4", "w5")])
+def test_words_that_joined_are_unknown_are_encoded_apart(word_tokenizer, prompt, completion):
+    row, _ = Encoder(word_tokenizer).encode(prompt, completion)
+    assert word_tokenizer.convert_ids_to_tokens(row.prompt_ids) == [
+        word_tokenizer.unk_token if word == "nobody" else word for word in prompt.split()
+    ]
+    assert word_tokenizer.convert_ids_to_tokens(row.completion_ids) == [*completion.split(), "<eos>"]
 
 
 def test_white_space_behind_an_end_token_is_not_supervised(gpt2):

@@ -92,11 +92,14 @@ def test_the_score_is_read_at_the_last_token(make, left, right, pad_id):
     assert got.unique().numel() == 3
 
 
-def test_transformers_gives_the_exported_reward_model_the_same_scores(make, word_tokenizer, tmp_path):
+@pytest.mark.parametrize("before_eos", [False, True])
+def test_transformers_gives_the_exported_reward_model_the_same_scores(make, word_tokenizer, tmp_path, before_eos):
     """With a pad token that was the EOS: the export has one of its own, and the model a row for it."""
     tokenizer = with_own_pad_token(with_pad_as_eos(word_tokenizer))
     assert tokenizer.pad_token_id == len(tokenizer) - 1 == VOCAB
-    network = RewardNetwork.from_causal_lm(make(), pad_id=tokenizer.pad_token_id, vocab_size=len(tokenizer))
+    network = RewardNetwork.from_causal_lm(
+        make(), pad_id=tokenizer.pad_token_id, vocab_size=len(tokenizer), score_before_eos=before_eos
+    )
     network.score_mean.fill_(-1.5)
     network.score_scale.fill_(2.0)
     network.save_pretrained(tmp_path)
@@ -104,7 +107,7 @@ def test_transformers_gives_the_exported_reward_model_the_same_scores(make, word
 
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
     again = AutoTokenizer.from_pretrained(tmp_path)
-    sequences = [prompt + completion for prompt, completion in SCORED]
+    sequences = [(prompt + completion)[: -1 if before_eos else None] for prompt, completion in SCORED]
     batch = again.pad({"input_ids": sequences}, padding_side="right", return_tensors="pt")
     with torch.no_grad():
         raw = network(**scored())
@@ -114,6 +117,7 @@ def test_transformers_gives_the_exported_reward_model_the_same_scores(make, word
         torch.testing.assert_close(reloaded.normalized(raw), (raw + 1.5) / 2)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["score_mean"], config["score_scale"], plain.config.num_labels) == (-1.5, 2.0, 1)
+    assert config["score_before_eos"] is before_eos
 
 
 def test_greedy_equals_generate(make):
