@@ -11,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.algos.sharded_strategy import sharding_mesh
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler, TrainingModule
+from lit_posttrain.data.supervised import SupervisedDataModule
+from lit_posttrain.models.context import context_length
 from lit_posttrain.models.loading import Pretrained, as_pretrained
 from lit_posttrain.models.lora import as_adapter
 from lit_posttrain.models.sharding import full_state_dict, shard, sharded_like
@@ -123,6 +125,21 @@ class LanguageModelModule(TrainingModule):
         self.build_networks()
         self._refuse_adapter()  # one that a function has built
         self.shard_networks(mesh)
+
+    def on_fit_start(self) -> None:
+        """Find out before the first step whether the longest row fits the model.
+
+        Raises:
+            ValueError: if it does not.
+        """
+        super().on_fit_start()
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        context = context_length(self.language_model)
+        if isinstance(datamodule, SupervisedDataModule) and context is not None and datamodule.longest > context:
+            raise ValueError(
+                f"the longest row has {datamodule.longest} tokens, but the model's context is {context} tokens: "
+                f"`data.max_length={context}` leaves such rows out, or take a model with a longer one."
+            )
 
     def shard_networks(self, mesh: DeviceMesh) -> None:
         """Deal out the weights of all networks."""

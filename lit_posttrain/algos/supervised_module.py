@@ -118,6 +118,19 @@ class SupervisedModule(CompletingModule):
         else:
             super().validation_step(batch, batch_idx)
 
+    def predict_step(self, batch: StepPart[Any] | list[PromptRow], batch_idx: int) -> list[dict[str, Any]]:
+        """Complete prompts.
+
+        Raises:
+            TypeError: if it is given rows to learn from, which have completions.
+        """
+        if isinstance(batch, StepPart):
+            raise TypeError(
+                "prediction completes prompts, and the data have rows to learn from: give it prompts, as "
+                "`data=prompts data.path=prompts.jsonl` or `data=gridworld`, a `PromptDataModule`."
+            )
+        return super().predict_step(batch, batch_idx)
+
     def validation_metrics(self) -> dict[str, Tensor]:
         """Those of the rows, and the scores of completions where there are prompts."""
         scores = super().validation_metrics() if self._scores is not None else {}

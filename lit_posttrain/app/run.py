@@ -62,6 +62,11 @@ def run(cfg: DictConfig) -> float | None:
     if cfg.mode == "validate":
         trainer.validate(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True, verbose=False)
         scores = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        if not scores:
+            raise ValueError(
+                "there is nothing to validate on: hold rows out with `data.val_fraction=0.1`, or give them with "
+                "`data.val_path=`."
+            )
         if trainer.is_global_zero:
             log.info("\n".join(f"{name:24} {value:.4f}" for name, value in scores.items()))
             write_json(folder / "validation.json", scores)

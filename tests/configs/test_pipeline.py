@@ -49,11 +49,11 @@ def test_rlhf_on_the_embedded_task(command_line, stages, tmp_path):
     status, printed, errors = command_line("pipeline=rlhf", "hydra.run.dir=road")
     assert status == 0, errors
     from_sft = ["model=local", f"model.path={HERE}/sft/export"]
-    pairs = ["data=gridworld_preferences", "data.path.num_pairs=38400"]
+    pairs = "data=gridworld_preferences"
     rewarded = ["data=gridworld", "reward=model", f"reward.path={HERE}/rm/export"]
     assert [arguments[:-1] for arguments in stages[0]] == [
         ["algo=sft", "model=tiny_random", "data=gridworld_sft"],
-        ["algo=reward_model", *from_sft, "tuned=tiny_random_reward_model", *pairs],
+        ["algo=reward_model", *from_sft, "tuned=tiny_random_reward_model", pairs],
         ["algo=ppo", *from_sft, "tuned=tiny_random_ppo", *rewarded],
     ]
     names = ("sft", "rm", "ppo")
@@ -69,7 +69,7 @@ def test_rlhf_on_the_embedded_task(command_line, stages, tmp_path):
     assert "val/loss 1.000 <= 2.000" in printed
 
     sft, rm, ppo = (config(tmp_path / "road" / name) for name in ("sft", "rm", "ppo"))
-    tuned = [tuned_lr(name) for name in ("random_sft", "reward_model", "ppo")]
+    tuned = [tuned_lr(name) for name in ("random_sft", "reward_model", "random_ppo")]
     assert [each["optim"]["lr"] for each in (sft, rm, ppo)] == tuned
     # the learned reward is what PPO is given, and the true scores stand beside it
     assert ppo["reward"]["_target_"] == "lit_posttrain.rewards.model.load_reward_model"

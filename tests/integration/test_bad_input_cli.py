@@ -42,6 +42,27 @@ def test_the_same_without_a_mistake_is_a_run(tmp_path):
 
 # Data.
 
+ROWS = [
+    {"prompt": "grid 5 5 walls a1 start b1 goal c1 path", "completion": " c1" * length} for length in (1, 2, 3, 150)
+]
+SUPERVISED = ["algo=sft", "data=instruct", "trainer.max_steps=1", "val_every_steps=null", "logger=csv"]
+
+
+def test_max_length_beyond_the_context(tmp_path):
+    rows = [*SUPERVISED, write_rows(tmp_path / "rows.jsonl", ROWS), "data.max_length=512", "data.max_dropped=0.9"]
+    assert_says(failure(tmp_path / "run", *rows), "the model's context is 128 tokens", "`data.max_length=128`")
+
+
+def test_validation_without_rows(tmp_path):
+    rows = [*SUPERVISED, write_rows(tmp_path / "rows.jsonl", ROWS[:3]), "mode=validate"]
+    assert_says(failure(tmp_path / "run", *rows), "nothing to validate on", "`data.val_fraction=0.1`")
+    assert not (tmp_path / "run" / "validation.json").exists()
+
+
+def test_prediction_of_rows_to_learn_from(tmp_path):
+    rows = [*SUPERVISED, write_rows(tmp_path / "rows.jsonl", ROWS[:3]), "mode=predict"]
+    assert_says(failure(tmp_path / "run", *rows), "prediction completes prompts", "`data=prompts data.path=")
+
 
 def test_no_prompt_column(tmp_path, no_weights):
     path = write_rows(tmp_path / "p.jsonl", [{"question": "2 + 2", "answer": "4"}])
