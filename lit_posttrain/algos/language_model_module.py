@@ -133,9 +133,11 @@ class LanguageModelModule(TrainingModule):
             ValueError: if it does not.
         """
         super().on_fit_start()
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        datamodule = getattr(self._trainer, "datamodule", None)
+        if not isinstance(datamodule, SupervisedDataModule):
+            return
         context = context_length(self.language_model)
-        if isinstance(datamodule, SupervisedDataModule) and context is not None and datamodule.longest > context:
+        if context is not None and datamodule.longest > context:
             raise ValueError(
                 f"the longest row has {datamodule.longest} tokens, but the model's context is {context} tokens: "
                 f"`data.max_length={context}` leaves such rows out, or take a model with a longer one."

@@ -102,8 +102,11 @@ class Job:
     callbacks: tuple[Callable[[Path], Callback], ...] = field(default=())
 
     def build(self, dtype: torch.dtype = torch.float64) -> Any:
-        torch.manual_seed(0)  # of the head of a reward model
-        return self.module(make_model(dtype), *self.rewards, tokenizer=make_tokenizer())
+        torch.manual_seed(0)
+        module = self.module(make_model(dtype), *self.rewards, tokenizer=make_tokenizer())
+        if isinstance(module, RewardModel):
+            module.build_networks()  # before anything else draws: its head is random
+        return module
 
     def fit(
         self,

@@ -66,6 +66,14 @@ def run_stage(arguments: list[str], *, lock: int = 0) -> int:
     return 0
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard():
+    """A shell that starts tests in the background has them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def world(tmp_path, monkeypatch, make_model, word_tokenizer) -> Path:
     """A working directory with a model and dialogues in the form of HH-RLHF; stages run in this process."""

@@ -262,7 +262,8 @@ for file in Path("/proc").glob("[0-9]*/cmdline"):
     assert printed[:2] == ["True", "offline"]
     assert printed[2:] == ["True"] or not Path("/proc/self/cmdline").is_file()
     left = [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
-    assert {path.parent for path in left} <= {tmp_path / "home" / ".cache" / "wandb" / "logs"}  # W&B's own debug logs
+    cache = tmp_path / "home" / ".cache"
+    assert {path.parent for path in left} <= {cache / "wandb" / "logs", cache / "matplotlib"}  # debug logs, fonts found
     (part,) = read_runs(tmp_path / "run")
     assert part.metrics() == {3: {"a": 1.0}}
     assert not math.isnan(part.exit_code)
