@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from lit_posttrain.batching.tokens import TokenBatch, lengths_to_mask, pad_left
+from lit_posttrain.batching.tokens import TokenBatch, pad_left, pad_right
 
 
 @dataclass(frozen=True)
@@ -144,19 +144,14 @@ class SupervisedBatch(TokenBatch):
         """
         rows = rows or [EncodedRow([pad_id], [pad_id], [False])]
         prompt_ids, prompt_mask = pad_left([row.prompt_ids for row in rows], pad_id=pad_id)
-        lengths = torch.tensor([len(row.completion_ids) for row in rows])
-        width = int(lengths.max())
-        completion_ids = torch.full((len(rows), width), pad_id)
-        loss_mask = torch.zeros((len(rows), width), dtype=torch.bool)
-        for index, row in enumerate(rows):
-            completion_ids[index, : lengths[index]] = torch.tensor(row.completion_ids)
-            loss_mask[index, : lengths[index]] = torch.tensor(row.loss_mask, dtype=torch.bool)
+        completion_ids, completion_mask = pad_right([row.completion_ids for row in rows], pad_id=pad_id)
+        loss_mask, _ = pad_right([row.loss_mask for row in rows], pad_id=0)
         return cls(
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
             completion_ids=completion_ids,
-            completion_mask=lengths_to_mask(lengths, width),
-            loss_mask=loss_mask,
+            completion_mask=completion_mask,
+            loss_mask=loss_mask.bool(),
             pack_ids=None if pack_ids is None else torch.tensor(pack_ids),
         )
 

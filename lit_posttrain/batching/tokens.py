@@ -15,14 +15,16 @@ from torch.nn import functional
 
 def pad_left(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
     """Rows of token ids as one tensor, padded on the left, and its mask, both (B, P)."""
-    width = max(1, max(len(row) for row in rows))
-    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    for index, row in enumerate(rows):
-        if row:
-            ids[index, width - len(row) :] = torch.tensor(row)
-            mask[index, width - len(row) :] = True
-    return ids, mask
+    ids, mask = pad_right([row[::-1] for row in rows], pad_id=pad_id)
+    return ids.flip(1), mask.flip(1)
+
+
+def pad_right(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of token ids as one tensor, padded on the right, and its mask, both (B, C)."""
+    lengths = torch.tensor([len(row) for row in rows])
+    width = max(1, int(lengths.max()))
+    ids = torch.tensor([list(row) + [pad_id] * (width - len(row)) for row in rows])
+    return ids, lengths_to_mask(lengths, width)
 
 
 def lengths_to_mask(lengths: Tensor, width: int) -> Tensor:

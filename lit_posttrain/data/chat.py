@@ -140,7 +140,8 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase, *, by_template: b
         by_template: the text was rendered by a chat template, which writes all special tokens itself.
     """
     begins_with_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    ids = list(tokenizer(text, add_special_tokens=not (by_template or begins_with_bos))["input_ids"])
+    special = not (by_template or begins_with_bos)
+    ids = list(tokenizer(text, add_special_tokens=special, return_attention_mask=False)["input_ids"])
     while not by_template and ids and ids[-1] == tokenizer.eos_token_id:
         ids.pop()
     return ids

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ class PromptFields(NamedTuple):
     goal: Cell
 
 
+@cache  # a data set asks for the same few names a million times
 def cell_name(cell: Cell) -> str:
     """Name a cell: column letter and row digit.
 
