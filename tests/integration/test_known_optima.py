@@ -4,26 +4,16 @@ from functools import partial
 
 import pytest
 import torch
-from lightning import Trainer
-from transformers import get_linear_schedule_with_warmup
+from transformers import GPT2Config, GPT2Model
 
-from lit_posttrain import GRPO, PPO, RLOO, PromptDataModule, ReinforcePlusPlus, Sampling
-from tests.tabular import FIRST_ACTION, PROMPT, make_table, make_tokenizer, probabilities
+from lit_posttrain import GRPO, PPO, RLOO, ReinforcePlusPlus
+from lit_posttrain.functional import explained_variance
+from lit_posttrain.models.value_network import ValueHead, ValueNetwork
+from tests.integration.tabular_runs import BETA, REFERENCE, REWARDS, TREE, bandit_reward, train, tree_reward
+from tests.tabular import EOS, FIRST_ACTION, PROMPT, make_table, probabilities
 
-BETA = 0.5
-REFERENCE = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
-REWARDS = torch.tensor([1.0, 0.5, 0.0, -1.0], dtype=torch.float64)
 BEST = 0.24634  # beta log Z
-TREE = torch.tensor([[1.0, 0.0], [0.0, 0.5]], dtype=torch.float64)  # of first and second token, reference 1/2
 BEST_OF_TREE = 0.553759
-
-
-def bandit_reward(completion_ids):
-    return [REWARDS[ids[0] - FIRST_ACTION].item() for ids in completion_ids]
-
-
-def tree_reward(completion_ids):
-    return [TREE[ids[0] - FIRST_ACTION, ids[1] - FIRST_ACTION].item() for ids in completion_ids]
 
 
 ALGORITHMS = {
@@ -33,33 +23,6 @@ ALGORITHMS = {
     "reinforce_pp": partial(ReinforcePlusPlus, group_size=32, num_epochs=2),
     "grpo": partial(GRPO, group_size=32, scale="none", num_epochs=2, clip_high=0.3),
 }
-
-
-def train(algorithm, *, reference, reward, length, steps, folder, lr=0.1, **settings):
-    module = algorithm(
-        make_table(reference),
-        reward,
-        **{
-            "tokenizer": make_tokenizer(len(reference)),
-            "sampling": Sampling(max_new_tokens=length),
-            "kl_coef": BETA,
-            "optimizer": partial(torch.optim.Adam, lr=lr),
-            "scheduler": partial(get_linear_schedule_with_warmup, num_warmup_steps=0, num_training_steps=steps),
-            **settings,
-        },
-    )
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        logger=False,
-        limit_val_batches=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
-    trainer.fit(module, datamodule=PromptDataModule([{"prompt": "go"}] * 64, batch_size=8))
-    return module
 
 
 def divergence(policy, reference):
@@ -155,3 +118,60 @@ def test_the_critic_finds_the_values_of_the_tree(critic, tmp_path):  # AT-42 (a)
     got = [head(states[last]).item() for last in (PROMPT, FIRST_ACTION, FIRST_ACTION + 1)]
     assert got == pytest.approx([0.375, 0.5, 0.25], abs=0.05)
     assert torch.equal(probabilities(module.language_model, PROMPT), torch.full((2,), 0.5, dtype=torch.float64))
+
+
+ACTIONS, LENGTH = 4, 5  # of the counted token's completions, which are never cut short
+
+
+def counts_the_first_action(completion_ids):
+    return [float(ids.count(FIRST_ACTION)) for ids in completion_ids]
+
+
+def transformer_critic():
+    config = GPT2Config(
+        vocab_size=FIRST_ACTION + ACTIONS,
+        n_positions=LENGTH + 1,
+        n_embd=32,
+        n_layer=1,
+        n_head=8,
+        initializer_range=0.1,  # the usual 0.02 is for wide models, this one would learn slowly from there
+        bos_token_id=None,
+        eos_token_id=EOS,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        trunk = GPT2Model(config)
+    return ValueNetwork(trunk, ValueHead(32, like=trunk.wte.weight))
+
+
+def test_a_transformer_critic_counts(tmp_path):  # AT-42 (d): V(s_t) = count so far + (T - t) / |V|
+    steps = 200
+    module = train(
+        partial(PPO, group_size=64, num_epochs=2, num_minibatches=2, missing_eos="keep", value_clip=None),
+        reference=[1 / ACTIONS] * ACTIONS,
+        reward=counts_the_first_action,
+        length=LENGTH,
+        steps=steps,
+        folder=tmp_path,
+        critic=transformer_critic(),
+        kl_coef=0.0,
+        value_lr=1e-2,
+        critic_warmup_steps=steps,
+    )
+    completions = torch.randint(
+        FIRST_ACTION, FIRST_ACTION + ACTIONS, (512, LENGTH), generator=torch.Generator().manual_seed(1)
+    )
+    prompts, everywhere = torch.full((512, 1), PROMPT), torch.ones(512, LENGTH, dtype=torch.bool)
+    with torch.no_grad():
+        got = module.value_model(
+            prompt_ids=prompts,
+            prompt_mask=everywhere[:, :1],
+            completion_ids=completions,
+            completion_mask=everywhere,
+            loss_mask=everywhere,
+        )
+    counted = (completions == FIRST_ACTION).float()
+    before = counted.cumsum(1) - counted
+    want = before + (LENGTH - torch.arange(LENGTH)) / ACTIONS
+    assert explained_variance(got, want, everywhere, punish_bias=True) > 0.98
+    assert torch.equal(probabilities(module.language_model, PROMPT), torch.full((4,), 0.25, dtype=torch.float64))
