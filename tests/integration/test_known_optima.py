@@ -96,7 +96,8 @@ def test_the_original_kl_of_grpo_ends_elsewhere(
         folder=tmp_path,
     )
     policy = probabilities(module.language_model, PROMPT)
-    assert policy.tolist() == pytest.approx([0.5945, 0.1712, 0.1384, 0.0960], abs=0.04)
+    # [.5945, .1712, .1384, .0960] for the whole reward; the mean of the group leaves (G - 1) / G = 31 / 32 of it
+    assert policy.tolist() == pytest.approx([0.5835, 0.1754, 0.1423, 0.0989], abs=0.01)
     assert objective_of_bandit(policy) < 0.95 * BEST
 
 
