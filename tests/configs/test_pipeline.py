@@ -50,7 +50,7 @@ def test_rlhf_on_the_embedded_task(command_line, stages, tmp_path):
     assert status == 0, errors
     from_sft = ["model=local", f"model.path={HERE}/sft/export"]
     pairs = "data=gridworld_preferences"
-    rewarded = ["data=gridworld", "reward=model", f"reward.path={HERE}/rm/export"]
+    rewarded = ["data=gridworld", "reward=model", f"reward.path={HERE}/rm/export", f"algo.critic={HERE}/rm/export"]
     assert [arguments[:-1] for arguments in stages[0]] == [
         ["algo=sft", "model=tiny_random", "data=gridworld_sft"],
         ["algo=reward_model", *from_sft, "tuned=tiny_random_reward_model", pairs],
@@ -129,7 +129,7 @@ def test_killed_stopped_by_a_gate_done_and_changed(command_line, stages, tmp_pat
     state["digest"] = "b"  # with other weights of the first stage what is built on them is made anew
     status, printed, _ = command_line(*road, "stage.sft.optim.lr=1e-4")
     assert (status, statuses()) == (0, [("done", False), ("done", False)])
-    assert "optim.lr: 0.003 -> 0.0001" in printed
+    assert f"optim.lr: {tuned_lr('random_sft')} -> 0.0001" in printed
     assert "sft: other weights" in printed
 
 
