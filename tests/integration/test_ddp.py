@@ -1,10 +1,6 @@
 """Two processes do what one does (AT-31), whatever share of the work each of them has."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,14 +9,7 @@ import pytest
 import torch
 
 from tests.integration import ranks
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+from tests.integration.two_ranks import run_two_ranks
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +27,7 @@ def together(alone) -> Path:
     """The folder of the jobs on two processes; nothing may take longer than it must, least of all for ever."""
     folder = alone.parent / "two_processes"
     folder.mkdir()
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    processes = []
-    for rank in range(2):
-        with (folder / f"output-{rank}").open("w") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.integration.ranks", str(folder)],
-                cwd=ROOT,
-                env={**os.environ, **shared, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        processes.append(process)
-    try:
-        codes = [process.wait(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], "\n".join((folder / f"output-{rank}").read_text()[-3000:] for rank in range(2))
+    run_two_ranks("tests.integration.ranks", folder)
     return folder
 
 

@@ -1,9 +1,6 @@
 """With the weights dealt out over two processes (FSDP2) they do what one does with all of them."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_posttrain.models.fingerprint import tensors_sha256, weights_sha256
 from tests.integration import ranks, shards
-from tests.integration.test_ddp import assert_equal_gradients, completions, free_port, measured, result
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.integration.test_ddp import assert_equal_gradients, completions, measured, result
+from tests.integration.two_ranks import run_two_ranks
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +28,7 @@ def alone(tmp_path_factory) -> Path:
 def sharded(tmp_path_factory) -> Path:
     """The folder of the jobs on two processes; nothing may take longer than it must, least of all for ever."""
     folder = tmp_path_factory.mktemp("sharded")
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    processes = []
-    for rank in range(2):
-        with (folder / f"output-{rank}").open("w") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.integration.shards", str(folder)],
-                cwd=ROOT,
-                env={**os.environ, **shared, "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        processes.append(process)
-    try:
-        codes = [process.wait(timeout=240) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0, 0], "\n".join((folder / f"output-{rank}").read_text()[-3000:] for rank in range(2))
+    run_two_ranks("tests.integration.shards", folder)
     return folder
 
 
