@@ -148,7 +148,7 @@ def test_a_sweep_runs_every_value(command_line, runs, tmp_path):
         (["algo=grpo", "model=gpt2", "trainer=ddp"], ["path: gpt2", "strategy: ddp"]),
         (["experiment=dapo"], ["overlong_fraction: 0.2", "max_refills: 9"]),
         (["experiment=rloo"], ["_target_: lit_posttrain.algos.rloo.RLOO", "kl_coef: 0.03"]),
-        (["algo=rloo"], ["_target_: lit_posttrain.algos.rloo.RLOO", "kl_coef: 0.05"]),
+        (["algo=rloo", "model=gpt2"], ["_target_: lit_posttrain.algos.rloo.RLOO", "kl_coef: 0.05"]),
         (["model=gpt2"], ["  lora: null"]),
         (
             ["model=gpt2", "model/lora=default"],
@@ -170,7 +170,7 @@ def test_a_sweep_over_algorithms(command_line, runs):
     status, _, errors = command_line("-m", "algo=grpo,rloo", "seed=0,1", "logger=csv", "hydra.sweep.dir=sweep")
     assert status == 0, errors
     assert [(cfg["names"]["algo"], cfg["seed"]) for cfg in runs] == [("grpo", 0), ("grpo", 1), ("rloo", 0), ("rloo", 1)]
-    assert [cfg["optim"]["lr"] for cfg in runs] == [3e-4] * 4  # each with its own tuning for `tiny`
+    assert [cfg["optim"]["lr"] for cfg in runs] == [3e-4, 3e-4, 6e-4, 6e-4]  # each with its own tuning for `tiny`
 
 
 def test_another_application_can_include_the_configuration(command_line, runs, tmp_path):
