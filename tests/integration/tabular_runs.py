@@ -3,10 +3,10 @@
 from functools import partial
 
 import torch
-from lightning import Trainer
 from transformers import get_linear_schedule_with_warmup
 
 from lit_posttrain import PromptDataModule, Sampling
+from tests.integration.ranks import make_trainer
 from tests.tabular import FIRST_ACTION, make_table, make_tokenizer
 
 BETA = 0.5
@@ -36,16 +36,6 @@ def train(algorithm, *, reference, reward, length, steps, folder, lr=0.1, batch_
             **settings,
         },
     )
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        logger=False,
-        limit_val_batches=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=list(callbacks),
-    )
+    trainer = make_trainer(folder, *callbacks, max_steps=steps, limit_val_batches=0)
     trainer.fit(module, datamodule=PromptDataModule([{"prompt": "go"}] * (8 * batch_size), batch_size=batch_size))
     return module

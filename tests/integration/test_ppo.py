@@ -249,10 +249,9 @@ def test_export_is_the_policy_and_a_checkpoint_has_the_critic(run_online, tmp_pa
 
 
 def test_with_an_adapter_the_critic_is_whole(make_model, word_tokenizer, tmp_path, monkeypatch):
-    from lightning import Trainer
-
     from lit_posttrain import PromptDataModule, Sampling
     from tests.integration.conftest import Recorder, counts_even_words
+    from tests.integration.ranks import make_trainer
 
     make_model("gpt2", scale=2.0).save_pretrained(tmp_path / "base")
     word_tokenizer.save_pretrained(tmp_path / "base")
@@ -267,17 +266,7 @@ def test_with_an_adapter_the_critic_is_whole(make_model, word_tokenizer, tmp_pat
             value_lr=1e-2,
         )
         recorder = NamedRecorder()
-        trainer = Trainer(
-            accelerator="cpu",
-            max_steps=max_steps,
-            logger=False,
-            limit_val_batches=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=tmp_path,
-            callbacks=[recorder],
-        )
+        trainer = make_trainer(tmp_path, recorder, max_steps=max_steps, limit_val_batches=0)
         trainer.fit(module, datamodule=PromptDataModule(PROMPTS, batch_size=4), **settings)
         return module, recorder, trainer
 
