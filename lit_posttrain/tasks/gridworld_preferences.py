@@ -1,18 +1,32 @@
 """Preference pairs of the gridworld, ranked by the true return of a path."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from random import Random
 from typing import TypedDict
 
 from lit_posttrain.tasks.draws import draw_index
-from lit_posttrain.tasks.grid import Grid, cells_beside
+from lit_posttrain.tasks.grid import Grid
 from lit_posttrain.tasks.gridworld_data import Split, distinct_grids
+from lit_posttrain.tasks.gridworld_faults import leap, many_faults, stand_still, walk_through_wall
 from lit_posttrain.tasks.gridworld_paths import score_path
 from lit_posttrain.tasks.gridworld_text import Cell, cell_name
 from lit_posttrain.tasks.gridworld_walks import noisy_walk
 
 MIN_DIFFERENCE, MAX_DIFFERENCE = 0.1, 0.9
-_KINDS = ("shortest", "noisy", "unfinished", "invalid")
+# How often a completion is of each kind, as weights. The first four teach what counts; a policy that is trained on the
+# scores for long finds out what single faults cost, and the other three teach that.
+SHARES: Mapping[str, float] = {
+    "shortest": 1,
+    "noisy": 1,
+    "unfinished": 1,
+    "invalid": 1,
+    "through_wall": 0,
+    "leap": 0,
+    "standing": 0,
+}
+_ON_EVERY_GRID = ("unfinished", "invalid", "standing")
 _NOISE = 0.3  # that of the demonstrations: pairs are of paths as a model taught by them writes
 
 
@@ -56,6 +70,7 @@ def preference_rows(
     split: Split,
     seed: int = 0,
     min_difference: float = MIN_DIFFERENCE,
+    shares: Mapping[str, float] = SHARES,
     width: int = 5,
     height: int = 5,
     min_walls: int = 1,
@@ -63,68 +78,93 @@ def preference_rows(
 ) -> list[PreferenceRow]:
     """Make one pair for each prompt of `prompt_rows` with the same split, seed and sizes.
 
-    Completions begin with the space that parts them from the prompt. Each is, evenly, a shortest path, a noisy walk to
-    the goal, a walk cut off before its end (perhaps at once), or one that enters walls or jumps. Of two, the one with
-    the higher true return is chosen; pairs whose returns are closer than `min_difference` are drawn again.
+    Completions begin with the space that parts them from the prompt. Of two, the one with the higher true return is
+    chosen; pairs whose returns are closer than `min_difference` are drawn again.
+
+    Each completion is of one kind: a `shortest` path; a `noisy` walk to the goal; an `unfinished` one, cut off before
+    its end, perhaps at once; `invalid`, with several faults, that enters walls or jumps; `through_wall`, the walk of
+    one who sees no walls; a `leap`, that leaves out a cell or more in a row; `standing`, cut off where a cell is named
+    twice.
 
     Args:
         num_pairs: how many.
         split: which set of grids.
         seed: seed of the grids and of the paths.
         min_difference: least difference of the returns, from above 0 to 0.9.
+        shares: the weight of each kind; one that is not named has the weight 0.
         width: number of columns.
         height: number of rows.
         min_walls: least number of walls.
         max_walls: largest number of walls.
 
     Raises:
-        ValueError: as `prompt_rows`, or if `min_difference` is out of range.
+        ValueError: as `prompt_rows`, or if `min_difference` or `shares` is out of range.
     """
+    _check_shares(shares)
     if not 0 < min_difference <= MAX_DIFFERENCE:
         raise ValueError(f"`min_difference` must be above 0 and at most {MAX_DIFFERENCE}, got {min_difference}.")
     grids = distinct_grids(
         num_pairs, split=split, seed=seed, width=width, height=height, min_walls=min_walls, max_walls=max_walls
     )
     rng = Random(f"pairs {seed}")  # apart from that of the grids
-    return [_pair(grid, rng, min_difference) for grid in grids]
+    return [_pair(grid, rng, min_difference, shares) for grid in grids]
 
 
-def _pair(grid: Grid, rng: Random, min_difference: float) -> PreferenceRow:
+def _check_shares(shares: Mapping[str, float]) -> None:
+    for kind, share in shares.items():
+        if kind not in SHARES:
+            raise ValueError(f"`shares` has no kind {kind!r}: there are {', '.join(SHARES)}.")
+        if not 0 <= share < math.inf:
+            raise ValueError(f"`shares` must be finite and >= 0, got {share} for `{kind}`.")
+    if not shares.get("shortest") or not any(shares.get(kind) for kind in _ON_EVERY_GRID):
+        raise ValueError(
+            f"`shares` must give a weight above 0 to `shortest` and to one of {', '.join(_ON_EVERY_GRID)}, "
+            f"got {dict(shares)}: on some grids there are no other two that differ enough."
+        )
+
+
+def _pair(grid: Grid, rng: Random, min_difference: float, shares: Mapping[str, float]) -> PreferenceRow:
     while True:  # ends: a shortest path and one with a fault are far enough apart
-        first, second = _completion(grid, rng), _completion(grid, rng)
+        first, second = _completion(grid, rng, shares), _completion(grid, rng, shares)
         ahead = _return_on(grid, first) - _return_on(grid, second)
         if abs(ahead) >= min_difference:
             chosen, rejected = (first, second) if ahead > 0 else (second, first)
             return {"prompt": grid.prompt(), "chosen": chosen, "rejected": rejected, "margin": round(abs(ahead), 6)}
 
 
-def _completion(grid: Grid, rng: Random) -> str:
-    kind = _KINDS[draw_index(rng, len(_KINDS))]
-    noise = 0.0 if kind == "shortest" else _NOISE
-    cells = noisy_walk(grid, rng, noise=noise, max_moves=grid.width * grid.height)
-    if kind == "unfinished":
-        cells = cells[: 1 + draw_index(rng, len(cells) - 1)]
-    if kind == "invalid":
-        cells = _with_faults(grid, cells, rng)
+def _completion(grid: Grid, rng: Random, shares: Mapping[str, float]) -> str:
+    cells = None
+    while cells is None:  # ends: see _check_shares
+        cells = _path(grid, rng, _draw_kind(rng, shares))
     return "".join(f" {cell_name(cell)}" for cell in cells[1:])  # as it stands behind the prompt
 
 
-def _with_faults(grid: Grid, cells: list[Cell], rng: Random) -> list[Cell]:
-    """A walk with at least one cell, and on average half of them, that no move enters from the one before it."""
-    certain = 1 + draw_index(rng, len(cells) - 1)
-    faulty = list(cells)
-    for place in range(1, len(cells)):
-        if place == certain or draw_index(rng, 2):
-            wrong = _wrong_cells(grid, faulty[place - 1])
-            faulty[place] = wrong[draw_index(rng, len(wrong))]
-    return faulty
+def _draw_kind(rng: Random, shares: Mapping[str, float]) -> str:
+    left = rng.random() * sum(shares.values())
+    for kind in SHARES:  # in an order that does not depend on how they were written
+        left -= shares.get(kind, 0)
+        if left < 0:
+            return kind
+    return "shortest"  # the sum was rounded up
 
 
-def _wrong_cells(grid: Grid, cell: Cell) -> list[Cell]:
-    """The walls beside a cell, the fault to learn from; where there are none, all cells that no move from it enters."""
-    beside = cells_beside(cell)
-    everywhere = [(column, row) for row in range(grid.height) for column in range(grid.width)]
-    return [wall for wall in beside if wall in grid.walls] or [there for there in everywhere if there not in beside]
+def _path(grid: Grid, rng: Random, kind: str) -> list[Cell] | None:
+    """Draw a path of a kind; None if this grid, or this draw, has none."""
+    max_moves = grid.width * grid.height
+    if kind == "through_wall":
+        return walk_through_wall(grid, rng, noise=_NOISE, max_moves=max_moves)
+    cells = noisy_walk(grid, rng, noise=0.0 if kind == "shortest" else _NOISE, max_moves=max_moves)
+    match kind:
+        case "unfinished":
+            return cells[: 1 + draw_index(rng, len(cells) - 1)]
+        case "invalid":
+            return many_faults(grid, cells, rng)
+        case "leap":
+            return leap(cells, rng)
+        case "standing":
+            return stand_still(cells, rng)
+        case _:
+            return cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +178,7 @@ class _Pairs:
         num_validation: validation pairs.
         seed: of the training pairs.
         min_difference: least difference of the two returns.
+        shares: of training, see `preference_rows`; validation always has the same.
         width: number of columns.
         height: number of rows.
         min_walls: least number of walls.
@@ -148,6 +189,7 @@ class _Pairs:
     num_validation: int = 512
     seed: int = 0
     min_difference: float = MIN_DIFFERENCE
+    shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
     width: int = 5
     height: int = 5
     min_walls: int = 1
@@ -161,6 +203,7 @@ class _Pairs:
             split=split,
             seed=self.seed if training else 0,
             min_difference=self.min_difference,
+            shares=self.shares if training else SHARES,
             width=self.width,
             height=self.height,
             min_walls=self.min_walls,

@@ -1,6 +1,7 @@
 """Pairs of paths, ranked by the true return."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -16,6 +17,7 @@ from lit_posttrain.tasks.gridworld import (
     prompt_rows,
     score_path,
 )
+from lit_posttrain.tasks.gridworld_preferences import SHARES
 
 PAIRS = preference_rows(300, split="train", seed=2)
 
@@ -62,3 +64,53 @@ def test_generators_make_disjoint_splits_and_one_validation_set():
 def test_the_difference_is_checked(difference):
     with pytest.raises(ValueError, match=r"`min_difference` must be above 0 and at most 0\.9"):
         preference_rows(1, split="train", min_difference=difference)
+
+
+@pytest.mark.parametrize("kind", ["through_wall", "leap", "standing"])
+def test_a_kind_of_fault_is_drawn_where_it_has_a_weight(kind):
+    rows = preference_rows(60, split="train", seed=4, shares={"shortest": 1, "unfinished": 0.01, kind: 3})
+    kinds = Counter(fault(row["prompt"], row["rejected"]) for row in rows)
+    assert kinds[kind] >= 50, kinds
+    assert all(score_path(Grid.from_prompt(row["prompt"]), row["chosen"]).success for row in rows)
+
+
+def fault(prompt: str, path: str) -> str:
+    """Of a path with one fault at most: which."""
+    grid = Grid.from_prompt(prompt)
+    cells = [grid.start, *((ord(word[0]) - ord("a"), int(word[1]) - 1) for word in path.split())]
+    steps = [abs(a[0] - b[0]) + abs(a[1] - b[1]) for a, b in pairwise(cells)]
+    if steps[-1:] == [0]:
+        return "standing" if max(steps[:-1], default=1) == 1 and grid.walls.isdisjoint(cells) else "several"
+    if any(step != 1 for step in steps):
+        leaps = sum(step != 1 for step in steps)
+        return "leap" if leaps == 1 and grid.walls.isdisjoint(cells) and cells[-1] == grid.goal else "several"
+    if not grid.walls.isdisjoint(cells):
+        return "through_wall" if cells[-1] == grid.goal else "several"
+    return "unfinished" if cells[-1] != grid.goal else "none"
+
+
+def test_shares_are_weights_of_training_alone_and_their_order_does_not_matter():
+    assert preference_rows(9, split="train", shares={name: 2 * share for name, share in SHARES.items()}) == (
+        preference_rows(9, split="train")
+    )
+    forth = {"shortest": 1, "leap": 2, "standing": 1}
+    back = dict(reversed(forth.items()))
+    assert preference_rows(9, split="train", shares=forth) == preference_rows(9, split="train", shares=back)
+    plain, other = (PreferenceGenerator(num_pairs=9, num_validation=9, shares=shares) for shares in (SHARES, forth))
+    assert plain("validation") == other("validation")
+    assert plain("train") != other("train")
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ({"shortest": 1, "lazy": 1}, "no kind 'lazy': there are shortest, noisy"),
+        ({"shortest": 1, "unfinished": -1}, r"finite and >= 0, got -1 for `unfinished`"),
+        ({"shortest": float("nan"), "unfinished": 1}, "finite and >= 0, got nan for `shortest`"),
+        ({"noisy": 1, "unfinished": 1}, "a weight above 0 to `shortest` and to one of unfinished, invalid, standing"),
+        ({"shortest": 1, "leap": 1}, "a weight above 0 to `shortest` and to one of unfinished, invalid, standing"),
+    ],
+)
+def test_shares_are_checked(shares, message):
+    with pytest.raises(ValueError, match=message):
+        preference_rows(1, split="train", shares=shares)
