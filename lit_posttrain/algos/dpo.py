@@ -166,6 +166,8 @@ class DPO(SupervisedModule):
         """Those of the reference, too."""
         super().shard_networks(mesh)
         if self.reference is not None:
+            if self.packs_rows:
+                self.reference.policy.check_packing()
             self.reference.shard(mesh)
 
     def on_fit_start(self) -> None:

@@ -15,6 +15,7 @@ from lit_posttrain.data.supervised import SupervisedDataModule
 from lit_posttrain.models.context import context_length
 from lit_posttrain.models.loading import Pretrained, as_pretrained
 from lit_posttrain.models.lora import as_adapter
+from lit_posttrain.models.packing import PacksRows
 from lit_posttrain.models.sharding import full_state_dict, shard, sharded_like
 from lit_posttrain.models.tokenizers import check_tokenizer
 
@@ -144,9 +145,20 @@ class LanguageModelModule(TrainingModule):
             )
 
     def shard_networks(self, mesh: DeviceMesh) -> None:
-        """Deal out the weights of all networks."""
+        """Deal out the weights of all networks.
+
+        Whether rows can be packed is found out before: later all processes would have to do it together.
+        """
         for network in self.trained_networks():
+            if self.packs_rows and isinstance(network, PacksRows):
+                network.check_packing()
             shard(network, mesh)
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether the data come in packed batches."""
+        datamodule = getattr(self._trainer, "datamodule", None)
+        return isinstance(datamodule, SupervisedDataModule) and datamodule.packing
 
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:

@@ -241,6 +241,7 @@ class RewardModel(LanguageModelModule):
             prompt_mask=sequences.prompt_mask,
             completion_ids=sequences.completion_ids,
             completion_mask=sequences.completion_mask,
+            pack_ids=sequences.pack_ids,
         )
 
     def _text(self, ids: Tensor, mask: Tensor) -> str:

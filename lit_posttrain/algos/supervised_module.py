@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
 from lit_posttrain.algos.completing_module import CompletingModule
@@ -80,13 +79,6 @@ class SupervisedModule(CompletingModule):
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(datamodule, SupervisedDataModule):
             self._check_kind(datamodule.batch_kind)
-
-    def shard_networks(self, mesh: DeviceMesh) -> None:
-        """Find out before whether rows can be packed: later all processes would have to do it together."""
-        assert self.policy is not None
-        if getattr(self.trainer.datamodule, "packing", False):  # type: ignore[attr-defined]
-            self.policy.check_packing()
-        super().shard_networks(mesh)
 
     def check_batch(self, batch: Any) -> None:
         """Refuse a batch of another kind.

@@ -35,3 +35,19 @@ def first_fit_decreasing(lengths: Sequence[int], *, capacity: int) -> list[list[
         sequences[place].append(row)
         room[place] -= lengths[row]
     return sequences
+
+
+def pack_numbers(lengths: Sequence[int]) -> list[int]:
+    """For each row the number of its sequence, where none is longer than the longest row.
+
+    Args:
+        lengths: tokens of each row, at least one.
+
+    >>> pack_numbers([2, 6, 3, 4])
+    [1, 0, 2, 1]
+    """
+    numbers = [0] * len(lengths)
+    for number, rows in enumerate(first_fit_decreasing(lengths, capacity=max(lengths))):
+        for row in rows:
+            numbers[row] = number
+    return numbers

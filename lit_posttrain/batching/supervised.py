@@ -13,6 +13,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from lit_posttrain.batching.packing import pack_numbers
 from lit_posttrain.batching.tokens import TokenBatch, pad_left, pad_right
 
 
@@ -160,7 +161,8 @@ class TwinBatch:
     """Two sequences for each of B rows, all 2B of them in one batch for one forward.
 
     Args:
-        sequences: 2B rows, the first halves of all rows and then the second.
+        sequences: 2B rows, the first halves of all rows and then the second. Packed ones share sequences of the model's
+            input within their half, which can be taken by itself.
         row_mask: (B,), False on a row that only stands in where a rank has none.
     """
 
@@ -184,6 +186,17 @@ class TwinBatch:
         first, second = values.split(len(self))
         return first, second
 
+    @staticmethod
+    def _collate_halves(
+        first: Sequence[EncodedRow], second: Sequence[EncodedRow], *, pad_id: int, packing: bool
+    ) -> SupervisedBatch:
+        pack_ids = None
+        if packing:
+            pack_ids = pack_numbers([row.length for row in first])
+            taken = max(pack_ids) + 1
+            pack_ids += [taken + number for number in pack_numbers([row.length for row in second])]
+        return SupervisedBatch.collate([*first, *second], pad_id=pad_id, pack_ids=pack_ids)
+
     def half(self, second: bool) -> SupervisedBatch:
         """The first or the second sequences of all rows, (B, ...)."""
         start = len(self) if second else 0
@@ -204,13 +217,13 @@ class PreferenceBatch(TwinBatch):
         self.margins = margins
 
     @classmethod
-    def collate(cls, pairs: Sequence[EncodedPair], *, pad_id: int) -> Self:
+    def collate(cls, pairs: Sequence[EncodedPair], *, pad_id: int, packing: bool = False) -> Self:
         """Pad pairs to one batch; of none a pair is made that counts for nothing."""
         filler = EncodedRow([pad_id], [pad_id], [False])
         shown = pairs or [EncodedPair(filler, filler)]
-        rows = [pair.chosen for pair in shown] + [pair.rejected for pair in shown]
+        chosen, rejected = [pair.chosen for pair in shown], [pair.rejected for pair in shown]
         return cls(
-            sequences=SupervisedBatch.collate(rows, pad_id=pad_id),
+            sequences=cls._collate_halves(chosen, rejected, pad_id=pad_id, packing=packing),
             row_mask=torch.full((len(shown),), len(pairs) > 0),
             margins=torch.tensor([pair.margin for pair in shown], dtype=torch.float32),
         )
@@ -230,13 +243,13 @@ class UnpairedBatch(TwinBatch):
         self.labels = labels
 
     @classmethod
-    def collate(cls, judged: Sequence[JudgedRow], *, pad_id: int) -> Self:
+    def collate(cls, judged: Sequence[JudgedRow], *, pad_id: int, packing: bool = False) -> Self:
         """Pad rows to one batch; of none a row is made that counts for nothing."""
         filler = EncodedRow([pad_id], [pad_id], [False])
         shown = judged or [JudgedRow(filler, label=True, mismatched=filler)]
-        rows = [each.row for each in shown] + [each.mismatched or each.row for each in shown]
+        own, mismatched = [each.row for each in shown], [each.mismatched or each.row for each in shown]
         return cls(
-            sequences=SupervisedBatch.collate(rows, pad_id=pad_id),
+            sequences=cls._collate_halves(own, mismatched, pad_id=pad_id, packing=packing),
             row_mask=torch.full((len(shown),), len(judged) > 0),
             labels=torch.tensor([each.label for each in shown]),
         )

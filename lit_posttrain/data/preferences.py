@@ -62,6 +62,9 @@ class PreferenceDataModule(SupervisedDataModule):
         batch_size: pairs of an optimiser step (or unpaired rows), over all ranks; `accumulate_grad_batches` cuts it
             into micro-batches.
         val_batch_size: pairs of a validation batch, over all ranks.
+        packing: let the completions of a micro-batch share sequences as long as its longest one, without seeing one
+            another; chosen and rejected ones apart. What a step learns from does not change; less padding is computed.
+            Not with flash attention.
         shuffle: whether each epoch goes through the rows in an order of its own.
         seed: of that order and of the rows held out.
         num_workers: processes that make tokens of the rows; 0 does it in this one.
@@ -100,6 +103,7 @@ class PreferenceDataModule(SupervisedDataModule):
         rewritten_turns: str = "last",
         batch_size: int = 64,
         val_batch_size: int = 64,
+        packing: bool = False,
         shuffle: bool = True,
         seed: int = 0,
         num_workers: int = 0,
@@ -139,4 +143,5 @@ class PreferenceDataModule(SupervisedDataModule):
             seed=seed,
             num_workers=num_workers,
             val_prompts=val_prompts,
+            packing=packing,
         )

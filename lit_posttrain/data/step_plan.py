@@ -33,7 +33,7 @@ class StepPlan:
         seed: of these orders.
         complete: given all rows of a step, what is to stand in their place; the first micro-batch of a step then brings
             all of this rank's along.
-        packing: whether rows share sequences.
+        packing: whether rows share sequences; those that `collate` packs by itself are no matter of this.
         rank: which share, from 0 to `world_size` - 1.
         world_size: into how many shares a step is dealt.
 

@@ -90,7 +90,7 @@ class SupervisedDataModule(LightningDataModule):
         seed: int,
         num_workers: int,
         val_prompts: PromptDataModule | None,
-        packing: bool = False,
+        packing: bool,
     ) -> None:
         super().__init__()
         for name, number, least in (
@@ -286,17 +286,21 @@ class SupervisedDataModule(LightningDataModule):
         sources = [source.examples for source in self.encoded(split)]
         kind = type(sources[0][0])
         assert self._encoder is not None
+        collate = partial(BATCH_KINDS[kind].collate, pad_id=pad_token_id(self._encoder.tokenizer))
+        alone = kind is EncodedRow
+        if not alone:  # two sequences a row, which are packed where they become a batch
+            collate = partial(collate, packing=self.packing)
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return StepPlan(
             sources,
-            collate=partial(BATCH_KINDS[kind].collate, pad_id=pad_token_id(self._encoder.tokenizer)),
+            collate=collate,
             batch_size=batch_size,
             micro_batches=micro_batches,
             weights=self.sources.weights if split == "train" else None,
             shuffle=shuffle,
             seed=self.seed,
             complete=partial(with_mismatches, max_length=self._encoder.limit) if kind is JudgedRow else None,
-            packing=self.packing,
+            packing=self.packing and alone,
             rank=rank,
             world_size=world_size,
         )

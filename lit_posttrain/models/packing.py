@@ -3,12 +3,35 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from lit_posttrain.models.sharding import whole
 
 ISOLATING = ("sdpa", "eager")
 TOLERANCE = 0.05  # of the norm of the hidden states: above what bfloat16 rounds off, below a leak from another row
 PROBE = ([3, 1, 2], [1, 4, 2, 3, 5])
+
+
+class PacksRows(nn.Module):
+    """A network around a transformers model that may be given packed rows."""
+
+    model: PreTrainedModel
+    _isolates = False  # whether that has been seen
+
+    def check_packing(self) -> None:
+        """Find out whether rows can be packed; once, and at the latest when some are.
+
+        Where weights are sharded all processes call this together beforehand, since not each of them may have rows that
+        are packed.
+
+        Raises:
+            ValueError: if the model cannot keep them apart.
+        """
+        if not self._isolates:
+            with whole(self):
+                check_isolation(self.model)
+            self._isolates = True
 
 
 class PackedInputs(NamedTuple):

@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 
 from lit_posttrain.functional import token_entropy, token_logprobs
 from lit_posttrain.models.head import OutputHead
-from lit_posttrain.models.packing import check_isolation, pack_rows
-from lit_posttrain.models.sharding import whole
+from lit_posttrain.models.packing import PacksRows, pack_rows
 
 
 class TokenStatistics(NamedTuple):
@@ -32,7 +31,7 @@ class TokenStatistics(NamedTuple):
     values: Tensor | None = None
 
 
-class Policy(nn.Module):
+class Policy(PacksRows):
     """Wraps a `transformers` causal language model so that its forward gives log-probs of completions.
 
     The trunk runs once; the output head only at the positions that count, `chunk_size` of them at a time, and again
@@ -55,7 +54,6 @@ class Policy(nn.Module):
             raise ValueError(f"`chunk_size` must be >= 1, got {chunk_size}: it counts positions.")
         self.model = model
         self.chunk_size = chunk_size
-        self._isolates = False  # whether that has been seen
         disable_dropout(model)
         self._head = OutputHead.of(model)
         if self._head is None:
@@ -146,20 +144,6 @@ class Policy(nn.Module):
             return places
         values = value_head(hidden)
         return places._replace(values=empty.to(values.dtype).masked_scatter(wanted, values))
-
-    def check_packing(self) -> None:
-        """Find out whether rows can be packed; once, and at the latest when some are.
-
-        Where weights are sharded all processes call this together beforehand, since not each of them may have rows that
-        are packed.
-
-        Raises:
-            ValueError: if the model cannot keep them apart.
-        """
-        if not self._isolates:
-            with whole(self):
-                check_isolation(self.model)
-            self._isolates = True
 
     @torch.no_grad()
     def try_out(self) -> None:

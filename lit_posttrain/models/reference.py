@@ -47,6 +47,7 @@ class Reference(ABC):
         completion_mask: Tensor,
         loss_mask: Tensor,
         temperature: float,
+        pack_ids: Tensor | None = None,
     ) -> Tensor:
         """Log-probs of the completion tokens under the reference, (B, C); arguments as in `Policy.forward`."""
         with self.as_it_was():
@@ -57,6 +58,7 @@ class Reference(ABC):
                 completion_mask=completion_mask,
                 loss_mask=loss_mask,
                 temperature=temperature,
+                pack_ids=pack_ids,
             ).logprobs
 
 

@@ -10,10 +10,11 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from lit_posttrain.models.hub import resolve_folder
+from lit_posttrain.models.packing import PacksRows, pack_rows
 from lit_posttrain.models.policy import disable_dropout, without_left_padding
 
 
-class RewardNetwork(nn.Module):
+class RewardNetwork(PacksRows):
     """Wraps a `transformers` sequence classifier of one label so that its forward gives scores of completions.
 
     The score is read at the last token of a sequence, its EOS, which its length tells and no search for a pad id: a pad
@@ -119,7 +120,13 @@ class RewardNetwork(nn.Module):
         return cls(model.eval())
 
     def forward(
-        self, *, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
+        self,
+        *,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        pack_ids: Tensor | None = None,
     ) -> Tensor:
         """Raw scores of the sequences, (B,).
 
@@ -128,11 +135,29 @@ class RewardNetwork(nn.Module):
             prompt_mask: (B, P).
             completion_ids: (B, C), right-padded.
             completion_mask: (B, C), the EOS included.
+            pack_ids: (B,), rows with the same number go through the model in one sequence, without seeing one another;
+                None = each row by itself.
+
+        Raises:
+            ValueError: if rows shall be packed and the model cannot keep them apart.
         """
-        inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
         eos = prompt_mask.sum(1) + completion_mask.sum(1) - 1
         last = (eos - int(self.score_before_eos)).clamp(min=0)
-        hidden = self.model.base_model(**inputs)[0][torch.arange(len(last), device=last.device), last]
+        if pack_ids is None:
+            inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
+            sequences = torch.arange(len(last), device=last.device)
+        else:
+            self.check_packing()
+            inputs, sequences, offsets = pack_rows(
+                self.model,
+                prompt_ids=prompt_ids,
+                prompt_mask=prompt_mask,
+                completion_ids=completion_ids,
+                completion_mask=completion_mask,
+                pack_ids=pack_ids,
+            )
+            last = offsets + last
+        hidden = self.model.base_model(**inputs)[0][sequences, last]
         weight = self.model.score.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):

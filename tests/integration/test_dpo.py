@@ -99,6 +99,21 @@ def test_micro_batches_change_nothing(run, loss):
             assert other == pytest.approx(mine, abs=1e-6)
 
 
+@pytest.mark.parametrize(("loss", "precompute"), [("sigmoid", False), ("sigmoid", True), ("ipo", False), ("kto", False)])
+def test_packing_changes_nothing(run, loss, precompute):
+    """AT-3, of policy and reference, and where KTO takes one half of a batch by itself."""
+    settings = {"dtype": torch.float64, "beta": 0.5, "precompute_reference": precompute}
+    _, want, _ = run(loss, **settings)
+    for parts in (1, 3):
+        _, got, _ = run(loss, data={"packing": True}, trainer={"accumulate_grad_batches": parts}, **settings)
+        assert len(got.gradients) == len(want.gradients) == 3
+        for mine, other in zip(want.gradients, got.gradients, strict=True):
+            for name in mine:
+                torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-10)
+        for mine, other in zip(want.logged, got.logged, strict=True):
+            assert other == pytest.approx(mine, abs=1e-6)
+
+
 def test_ktos_reference_point_is_that_of_the_step(run):
     """Measured when the step began, with mismatched completions of all micro-batches; not 0 once the policy moved."""
     settings = {"dtype": torch.float64, "optimizer": partial(torch.optim.SGD, lr=0.2)}

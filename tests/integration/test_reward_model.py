@@ -123,6 +123,24 @@ def test_the_loss_is_over_the_pairs_of_the_step_and_fillers_count_for_nothing(ma
     )
 
 
+@pytest.mark.parametrize("before_eos", [False, True])
+def test_packing_changes_no_step(fit, before_eos):
+    """AT-3: loss, every gradient and validation, in one micro-batch and in several, of which some are empty."""
+    settings = {"dtype": torch.float64, "centering": 0.1, "score_before_eos": before_eos}
+    _, want, whole = fit(**settings)
+    for parts in (1, 2, 5):
+        packed = PreferenceDataModule(PAIRS, batch_size=8, val_size=3, packing=True)
+        _, got, engine = fit(data=packed, trainer={"accumulate_grad_batches": parts}, **settings)
+        assert len(got.gradients) == len(want.gradients) == 4
+        for step, gradients in enumerate(want.gradients):
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(got.gradients[step][name], gradient, atol=1e-10, rtol=0, msg=name)
+        scores = {name: value.item() for name, value in whole.callback_metrics.items()}
+        assert {name: value.item() for name, value in engine.callback_metrics.items()} == pytest.approx(
+            scores, abs=1e-6
+        )
+
+
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_micro_batches_change_neither_loss_nor_gradient(fit, family):
     """AT-30: steps of 8 pairs and of the 2 that are left, in 1, 2 and 5 parts, of which some are empty then."""

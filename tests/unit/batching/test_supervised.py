@@ -59,6 +59,17 @@ def test_a_pair_is_two_rows_of_one_batch():
     assert batch.to("cpu").margins.tolist() == [0.5, 0.0]
 
 
+@pytest.mark.parametrize("kind", [PreferenceBatch, UnpairedBatch])
+def test_packed_rows_share_sequences_within_their_half(kind):
+    rows = [EncodedPair(SHORT, LONG), EncodedPair(LONG, SHORT), EncodedPair(SHORT, SHORT)]
+    if kind is UnpairedBatch:
+        rows = [JudgedRow(pair.chosen, label=True, mismatched=pair.rejected) for pair in rows]
+    batch = kind.collate(rows, pad_id=PAD, packing=True)
+    assert batch.sequences.pack_ids.tolist() == [1, 0, 1, 2, 3, 3]  # the short ones of each half in one of 6 tokens
+    assert batch.half(second=True).pack_ids.tolist() == [2, 3, 3]
+    assert kind.collate(rows, pad_id=PAD).sequences.pack_ids is None
+
+
 def test_mismatched_completions_are_those_of_the_next_row_of_the_step():
     rows = [JudgedRow(LONG, True), JudgedRow(SHORT, False)]
     batch = UnpairedBatch.collate(with_mismatches(rows, max_length=None), pad_id=PAD)
