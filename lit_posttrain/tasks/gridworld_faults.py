@@ -1,50 +1,81 @@
-"""Paths that are not allowed: what a policy tries, and a reward model has to see through."""
+"""Paths that are not allowed, made of walks by one change: what a policy tries, and a reward model has to see through.
 
+A change is as small as it can be, and leaves the length alone where it can: whoever compares walk and path then has
+nothing else to go by. Each of these takes the walk from the start to the goal, and gives None where it does not apply.
+"""
+
+from itertools import pairwise
 from random import Random
 
 from lit_posttrain.tasks.draws import draw_index
 from lit_posttrain.tasks.grid import Grid, cells_beside
 from lit_posttrain.tasks.gridworld_text import Cell
-from lit_posttrain.tasks.gridworld_walks import noisy_walk
 
-_TRIES = 5  # walls that are out of the way are seldom walked into
+Walk = list[Cell]
 
 
-def many_faults(grid: Grid, cells: list[Cell], rng: Random) -> list[Cell]:
-    """A walk with at least one cell, and on average half of them, that no move enters from the one before it."""
-    certain = 1 + draw_index(rng, len(cells) - 1)
-    faulty = list(cells)
-    for place in range(1, len(cells)):
+def cut_off(grid: Grid, walk: Walk, rng: Random) -> Walk:
+    """Stop before the goal, perhaps at once."""
+    return walk[: 1 + draw_index(rng, len(walk) - 1)]
+
+
+def stand_still(grid: Grid, walk: Walk, rng: Random) -> Walk:
+    """Stop before the goal, perhaps at once, and name the last cell again."""
+    kept = cut_off(grid, walk, rng)
+    return [*kept, kept[-1]]
+
+
+def through_wall(grid: Grid, walk: Walk, rng: Random) -> Walk | None:
+    """Enter a wall in place of a cell, where a wall is beside the cells before and after it."""
+    ways = [
+        [*walk[:place], wall, *walk[place + 1 :]]
+        for place in range(1, len(walk) - 1)
+        for wall in cells_beside(walk[place - 1])
+        if wall in grid.walls and wall in cells_beside(walk[place + 1])
+    ]
+    return _one_of(ways, rng)
+
+
+def astray(grid: Grid, walk: Walk, rng: Random) -> Walk | None:
+    """Name another cell in place of one, two moves away from it.
+
+    The number of moves is then still one that a walk can have: on a chessboard, it would be of the same colour.
+    """
+    ways = []
+    for place in range(1, len(walk) - 1):
+        for cell in {there for near in cells_beside(walk[place]) for there in cells_beside(near)} - {walk[place]}:
+            if _is_free(grid, cell) and cell != grid.goal:
+                ways.append([*walk[:place], cell, *walk[place + 1 :]])
+    return _one_of(sorted(way for way in ways if _leaps(way)), rng)
+
+
+def leap(grid: Grid, walk: Walk, rng: Random) -> Walk | None:
+    """Leave out two cells in a row, where that is no walk again: with one, its colour would show it."""
+    ways = [walk[:place] + walk[place + 2 :] for place in range(1, len(walk) - 2)]
+    return _one_of([way for way in ways if _leaps(way)], rng)
+
+
+def many_faults(grid: Grid, walk: Walk, rng: Random) -> Walk:
+    """Enter, by at least one move and on average half of them, a cell that the move does not lead to, or a wall."""
+    certain = 1 + draw_index(rng, len(walk) - 1)
+    faulty = list(walk)
+    for place in range(1, len(walk)):
         if place == certain or draw_index(rng, 2):
             wrong = _wrong_cells(grid, faulty[place - 1])
             faulty[place] = wrong[draw_index(rng, len(wrong))]
     return faulty
 
 
-def walk_through_wall(grid: Grid, rng: Random, *, noise: float, max_moves: int) -> list[Cell] | None:
-    """The walk of one who sees no walls, and enters one; None if none was in the way."""
-    unwalled = Grid(grid.width, grid.height, frozenset(), start=grid.start, goal=grid.goal)
-    for _ in range(_TRIES):
-        cells = noisy_walk(unwalled, rng, noise=noise, max_moves=max_moves)
-        if not grid.walls.isdisjoint(cells):
-            return cells
-    return None
+def _one_of(ways: list[Walk], rng: Random) -> Walk | None:
+    return ways[draw_index(rng, len(ways))] if ways else None
 
 
-def leap(cells: list[Cell], rng: Random) -> list[Cell] | None:
-    """A walk without one of its cells, one time in four without several in a row; None if that is a walk again."""
-    if len(cells) < 3:
-        return None
-    place = 1 + draw_index(rng, len(cells) - 2)  # start and goal stay
-    missing = 1 if draw_index(rng, 4) else 1 + draw_index(rng, len(cells) - 1 - place)
-    before, after = cells[:place], cells[place + missing :]
-    return None if after[0] in cells_beside(before[-1]) else before + after
+def _leaps(path: Walk) -> bool:
+    return any(there not in cells_beside(here) for here, there in pairwise(path))
 
 
-def stand_still(cells: list[Cell], rng: Random) -> list[Cell]:
-    """A walk that is cut off, perhaps at its start, and whose last cell is named again."""
-    kept = cells[: 1 + draw_index(rng, len(cells) - 1)]
-    return [*kept, kept[-1]]
+def _is_free(grid: Grid, cell: Cell) -> bool:
+    return 0 <= cell[0] < grid.width and 0 <= cell[1] < grid.height and cell not in grid.walls
 
 
 def _wrong_cells(grid: Grid, cell: Cell) -> list[Cell]:

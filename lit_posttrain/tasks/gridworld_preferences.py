@@ -1,7 +1,7 @@
 """Preference pairs of the gridworld, ranked by the true return of a path."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypedDict
@@ -9,25 +9,36 @@ from typing import TypedDict
 from lit_posttrain.tasks.draws import draw_index
 from lit_posttrain.tasks.grid import Grid
 from lit_posttrain.tasks.gridworld_data import Split, distinct_grids
-from lit_posttrain.tasks.gridworld_faults import leap, many_faults, stand_still, walk_through_wall
+from lit_posttrain.tasks.gridworld_faults import (
+    Walk,
+    astray,
+    cut_off,
+    leap,
+    many_faults,
+    stand_still,
+    through_wall,
+)
 from lit_posttrain.tasks.gridworld_paths import score_path
-from lit_posttrain.tasks.gridworld_text import Cell, cell_name
+from lit_posttrain.tasks.gridworld_text import cell_name
 from lit_posttrain.tasks.gridworld_walks import noisy_walk
 
 MIN_DIFFERENCE, MAX_DIFFERENCE = 0.1, 0.9
-# How often a completion is of each kind, as weights. The first four teach what counts; a policy that is trained on the
-# scores for long finds out what single faults cost, and the other three teach that.
-SHARES: Mapping[str, float] = {
-    "shortest": 1,
-    "noisy": 1,
-    "unfinished": 1,
-    "invalid": 1,
-    "through_wall": 0,
-    "leap": 0,
-    "standing": 0,
+FAULTS: Mapping[str, Callable[[Grid, Walk, Random], Walk | None]] = {
+    "unfinished": cut_off,
+    "invalid": many_faults,
+    "through_wall": through_wall,
+    "astray": astray,
+    "leap": leap,
+    "standing": stand_still,
 }
+LONGER = "longer"  # no fault: a walk to the goal, by a longer way
+# How often the rejected completion is of each kind, as weights. The first three teach what counts; a policy that is
+# trained on the scores for long finds out what single faults cost, and the others teach that.
+SHARES: Mapping[str, float] = {LONGER: 1, **dict.fromkeys(FAULTS, 0), "unfinished": 2, "invalid": 2}
 _ON_EVERY_GRID = ("unfinished", "invalid", "standing")
+_SHORTEST_ONE_IN = 3  # of the chosen ones, so that long walks are told from faulty ones too
 _NOISE = 0.3  # that of the demonstrations: pairs are of paths as a model taught by them writes
+_TRIES = 20  # walks that a fault may not apply to, before another kind is drawn
 
 
 class PreferenceRow(TypedDict):
@@ -78,20 +89,19 @@ def preference_rows(
 ) -> list[PreferenceRow]:
     """Make one pair for each prompt of `prompt_rows` with the same split, seed and sizes.
 
-    Completions begin with the space that parts them from the prompt. Of two, the one with the higher true return is
-    chosen; pairs whose returns are closer than `min_difference` are drawn again.
-
-    Each completion is of one kind: a `shortest` path; a `noisy` walk to the goal; an `unfinished` one, cut off before
-    its end, perhaps at once; `invalid`, with several faults, that enters walls or jumps; `through_wall`, the walk of
-    one who sees no walls; a `leap`, that leaves out a cell or more in a row; `standing`, cut off where a cell is named
-    twice.
+    Completions begin with the space that parts them from the prompt. The chosen one leads to the goal, by a shortest
+    way or by a noisy walk. The rejected one is a `longer` noisy walk, or the chosen one with a fault put in it:
+    `unfinished` is cut off before its end, perhaps at once; `invalid` has several faults, enters walls or jumps;
+    `through_wall` enters a wall, once; `astray` names a wrong cell, once; a `leap` leaves out two cells; `standing` is
+    cut off where a cell is named twice. Pairs whose returns are closer than `min_difference` are drawn again.
 
     Args:
         num_pairs: how many.
         split: which set of grids.
         seed: seed of the grids and of the paths.
         min_difference: least difference of the returns, from above 0 to 0.9.
-        shares: the weight of each kind; one that is not named has the weight 0.
+        shares: how often the rejected one is of each kind, as weights; of a kind that is not named, never. Where a
+            kind does not apply to a grid, as walls that are out of the way, another is drawn.
         width: number of columns.
         height: number of rows.
         min_walls: least number of walls.
@@ -116,27 +126,25 @@ def _check_shares(shares: Mapping[str, float]) -> None:
             raise ValueError(f"`shares` has no kind {kind!r}: there are {', '.join(SHARES)}.")
         if not 0 <= share < math.inf:
             raise ValueError(f"`shares` must be finite and >= 0, got {share} for `{kind}`.")
-    if not shares.get("shortest") or not any(shares.get(kind) for kind in _ON_EVERY_GRID):
+    if not any(shares.get(kind) for kind in _ON_EVERY_GRID):
         raise ValueError(
-            f"`shares` must give a weight above 0 to `shortest` and to one of {', '.join(_ON_EVERY_GRID)}, "
-            f"got {dict(shares)}: on some grids there are no other two that differ enough."
+            f"`shares` must give a weight above 0 to one of {', '.join(_ON_EVERY_GRID)}, got {dict(shares)}: the "
+            "others do not apply to every grid."
         )
 
 
 def _pair(grid: Grid, rng: Random, min_difference: float, shares: Mapping[str, float]) -> PreferenceRow:
-    while True:  # ends: a shortest path and one with a fault are far enough apart
-        first, second = _completion(grid, rng, shares), _completion(grid, rng, shares)
-        ahead = _return_on(grid, first) - _return_on(grid, second)
-        if abs(ahead) >= min_difference:
-            chosen, rejected = (first, second) if ahead > 0 else (second, first)
-            return {"prompt": grid.prompt(), "chosen": chosen, "rejected": rejected, "margin": round(abs(ahead), 6)}
-
-
-def _completion(grid: Grid, rng: Random, shares: Mapping[str, float]) -> str:
-    cells = None
-    while cells is None:  # ends: see _check_shares
-        cells = _path(grid, rng, _draw_kind(rng, shares))
-    return "".join(f" {cell_name(cell)}" for cell in cells[1:])  # as it stands behind the prompt
+    while True:  # ends: a shortest path and one that does not arrive are far enough apart
+        kind = _draw_kind(rng, shares)
+        for _ in range(_TRIES):
+            chosen = _walk(grid, rng, noise=0.0 if draw_index(rng, _SHORTEST_ONE_IN) == 0 else _NOISE)
+            rejected = _walk(grid, rng, noise=_NOISE) if kind == LONGER else FAULTS[kind](grid, chosen, rng)
+            if rejected is None:
+                continue
+            texts = _text(chosen), _text(rejected)
+            ahead = _return_on(grid, texts[0]) - _return_on(grid, texts[1])
+            if ahead >= min_difference:
+                return {"prompt": grid.prompt(), "chosen": texts[0], "rejected": texts[1], "margin": round(ahead, 6)}
 
 
 def _draw_kind(rng: Random, shares: Mapping[str, float]) -> str:
@@ -145,26 +153,16 @@ def _draw_kind(rng: Random, shares: Mapping[str, float]) -> str:
         left -= shares.get(kind, 0)
         if left < 0:
             return kind
-    return "shortest"  # the sum was rounded up
+    return next(kind for kind in _ON_EVERY_GRID if shares.get(kind))  # the sum was rounded up
 
 
-def _path(grid: Grid, rng: Random, kind: str) -> list[Cell] | None:
-    """Draw a path of a kind; None if this grid, or this draw, has none."""
-    max_moves = grid.width * grid.height
-    if kind == "through_wall":
-        return walk_through_wall(grid, rng, noise=_NOISE, max_moves=max_moves)
-    cells = noisy_walk(grid, rng, noise=0.0 if kind == "shortest" else _NOISE, max_moves=max_moves)
-    match kind:
-        case "unfinished":
-            return cells[: 1 + draw_index(rng, len(cells) - 1)]
-        case "invalid":
-            return many_faults(grid, cells, rng)
-        case "leap":
-            return leap(cells, rng)
-        case "standing":
-            return stand_still(cells, rng)
-        case _:
-            return cells
+def _walk(grid: Grid, rng: Random, *, noise: float) -> Walk:
+    return noisy_walk(grid, rng, noise=noise, max_moves=grid.width * grid.height)
+
+
+def _text(path: Walk) -> str:
+    """The path as it stands behind the prompt."""
+    return "".join(f" {cell_name(cell)}" for cell in path[1:])
 
 
 @dataclass(frozen=True, kw_only=True)

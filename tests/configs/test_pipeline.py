@@ -69,7 +69,7 @@ def test_rlhf_on_the_embedded_task(command_line, stages, tmp_path):
     assert "val/loss 1.000 <= 2.000" in printed
 
     sft, rm, ppo = (config(tmp_path / "road" / name) for name in ("sft", "rm", "ppo"))
-    tuned = [tuned_lr(name) for name in ("random_sft", "random_reward_model", "ppo")]
+    tuned = [tuned_lr(name) for name in ("random_sft", "random_reward_model", "random_ppo")]
     assert [each["optim"]["lr"] for each in (sft, rm, ppo)] == tuned
     # the learned reward is what PPO is given, and the true scores stand beside it
     assert ppo["reward"]["_target_"] == "lit_posttrain.rewards.model.load_reward_model"

@@ -99,7 +99,9 @@ def test_micro_batches_change_nothing(run, loss):
             assert other == pytest.approx(mine, abs=1e-6)
 
 
-@pytest.mark.parametrize(("loss", "precompute"), [("sigmoid", False), ("sigmoid", True), ("ipo", False), ("kto", False)])
+@pytest.mark.parametrize(
+    ("loss", "precompute"), [("sigmoid", False), ("sigmoid", True), ("ipo", False), ("kto", False)]
+)
 def test_packing_changes_nothing(run, loss, precompute):
     """AT-3, of policy and reference, and where KTO takes one half of a batch by itself."""
     settings = {"dtype": torch.float64, "beta": 0.5, "precompute_reference": precompute}

@@ -17,7 +17,7 @@ from lit_posttrain.tasks.gridworld import (
     prompt_rows,
     score_path,
 )
-from lit_posttrain.tasks.gridworld_preferences import SHARES
+from lit_posttrain.tasks.gridworld_preferences import FAULTS, SHARES
 
 PAIRS = preference_rows(300, split="train", seed=2)
 
@@ -66,34 +66,56 @@ def test_the_difference_is_checked(difference):
         preference_rows(1, split="train", min_difference=difference)
 
 
-@pytest.mark.parametrize("kind", ["through_wall", "leap", "standing"])
-def test_a_kind_of_fault_is_drawn_where_it_has_a_weight(kind):
-    rows = preference_rows(60, split="train", seed=4, shares={"shortest": 1, "unfinished": 0.01, kind: 3})
-    kinds = Counter(fault(row["prompt"], row["rejected"]) for row in rows)
-    assert kinds[kind] >= 50, kinds
+@pytest.mark.parametrize("kind", ["longer", *FAULTS])
+def test_the_rejected_path_is_of_the_kind_that_has_a_weight(kind):
+    rows = preference_rows(60, split="train", seed=4, shares={"unfinished": 1e-3, kind: 3})
+    kinds = Counter(fault(row) for row in rows)
+    if kind == "invalid":
+        assert kinds["unfinished"] == kinds["longer"] == 0
+    else:
+        assert kinds[kind] >= 50, kinds  # where it does not apply to a grid another one is drawn
     assert all(score_path(Grid.from_prompt(row["prompt"]), row["chosen"]).success for row in rows)
 
 
-def fault(prompt: str, path: str) -> str:
-    """Of a path with one fault at most: which."""
-    grid = Grid.from_prompt(prompt)
-    cells = [grid.start, *((ord(word[0]) - ord("a"), int(word[1]) - 1) for word in path.split())]
-    steps = [abs(a[0] - b[0]) + abs(a[1] - b[1]) for a, b in pairwise(cells)]
-    if steps[-1:] == [0]:
-        return "standing" if max(steps[:-1], default=1) == 1 and grid.walls.isdisjoint(cells) else "several"
-    if any(step != 1 for step in steps):
-        leaps = sum(step != 1 for step in steps)
-        return "leap" if leaps == 1 and grid.walls.isdisjoint(cells) and cells[-1] == grid.goal else "several"
-    if not grid.walls.isdisjoint(cells):
-        return "through_wall" if cells[-1] == grid.goal else "several"
-    return "unfinished" if cells[-1] != grid.goal else "none"
+@pytest.mark.parametrize("kind", ["through_wall", "astray"])
+def test_twins_differ_in_one_cell(kind):
+    rows = preference_rows(60, split="train", seed=4, shares={"unfinished": 1e-3, kind: 3})
+    differences = Counter()
+    for row in rows:
+        chosen, rejected = row["chosen"].split(), row["rejected"].split()
+        if len(chosen) == len(rejected):
+            differences[sum(a != b for a, b in zip(chosen, rejected, strict=True))] += 1
+    assert set(differences) == {1}
+    assert differences[1] >= 50
+
+
+def fault(row) -> str:
+    """Of a rejected path with one fault at most: which."""
+    grid = Grid.from_prompt(row["prompt"])
+    chosen, rejected = (cells(row[name]) for name in ("chosen", "rejected"))
+    path = [grid.start, *rejected]
+    steps = [abs(a[0] - b[0]) + abs(a[1] - b[1]) for a, b in pairwise(path)]
+    arrived, wall = path[-1] == grid.goal, not grid.walls.isdisjoint(path)
+    if not arrived:
+        until = rejected[:-1] if steps[-1:] == [0] else rejected
+        return ("unfinished" if until == rejected else "standing") if until == chosen[: len(until)] else "several"
+    wrong = [step for step in steps if step != 1]
+    if wall or not wrong:
+        return "several" if wrong else "through_wall" if wall else "longer"
+    if len(rejected) == len(chosen) - 2:
+        return "leap" if wrong == [3] else "several"
+    return "astray" if set(wrong) == {3} else "several"
+
+
+def cells(path: str) -> list[tuple[int, int]]:
+    return [(ord(word[0]) - ord("a"), int(word[1]) - 1) for word in path.split()]
 
 
 def test_shares_are_weights_of_training_alone_and_their_order_does_not_matter():
     assert preference_rows(9, split="train", shares={name: 2 * share for name, share in SHARES.items()}) == (
         preference_rows(9, split="train")
     )
-    forth = {"shortest": 1, "leap": 2, "standing": 1}
+    forth = {"longer": 1, "leap": 2, "standing": 1}
     back = dict(reversed(forth.items()))
     assert preference_rows(9, split="train", shares=forth) == preference_rows(9, split="train", shares=back)
     plain, other = (PreferenceGenerator(num_pairs=9, num_validation=9, shares=shares) for shares in (SHARES, forth))
@@ -104,11 +126,11 @@ def test_shares_are_weights_of_training_alone_and_their_order_does_not_matter():
 @pytest.mark.parametrize(
     ("shares", "message"),
     [
-        ({"shortest": 1, "lazy": 1}, "no kind 'lazy': there are shortest, noisy"),
-        ({"shortest": 1, "unfinished": -1}, r"finite and >= 0, got -1 for `unfinished`"),
-        ({"shortest": float("nan"), "unfinished": 1}, "finite and >= 0, got nan for `shortest`"),
-        ({"noisy": 1, "unfinished": 1}, "a weight above 0 to `shortest` and to one of unfinished, invalid, standing"),
-        ({"shortest": 1, "leap": 1}, "a weight above 0 to `shortest` and to one of unfinished, invalid, standing"),
+        ({"longer": 1, "lazy": 1}, "no kind 'lazy': there are longer, unfinished, invalid"),
+        ({"longer": 1, "unfinished": -1}, r"finite and >= 0, got -1 for `unfinished`"),
+        ({"longer": float("nan"), "unfinished": 1}, "finite and >= 0, got nan for `longer`"),
+        ({"longer": 1, "unfinished": 0}, "a weight above 0 to one of unfinished, invalid, standing, got"),
+        ({"longer": 1, "leap": 1}, "a weight above 0 to one of unfinished, invalid, standing, got"),
     ],
 )
 def test_shares_are_checked(shares, message):
