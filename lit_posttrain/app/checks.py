@@ -2,7 +2,7 @@
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -134,6 +134,8 @@ def _check_target(node: DictConfig, path: str) -> None:
                 f"there is no option `{path}.{key}`.{nearest(key, list(parameters))} "
                 f"`{node['_target_']}` takes: {', '.join(parameters)}."
             )
+        if node[key] is None and type(None) in get_args(parameters[key].annotation):
+            continue
         if target.__module__.startswith("lit_posttrain."):  # others may take more kinds than their default has
             check_kind(f"{path}.{key}", node[key], parameters[key].default)
 

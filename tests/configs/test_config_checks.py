@@ -60,6 +60,10 @@ def test_check_explains(arguments, said):
     assert said in str(error.value)
 
 
+def test_null_switches_off_what_may_be_off():
+    check_config(compose_train("algo=ppo", "algo.value_clip=null"))  # 0.2 unless told
+
+
 def test_check_finds_nothing_wrong_with_the_defaults():
     check_config(compose_train())
     check_config(compose_train("val_every_steps=null", "algo.clip_low=0", "algo.dual_clip=3", "+data.val_size=4"))
