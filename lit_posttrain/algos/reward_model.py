@@ -200,6 +200,15 @@ class RewardModel(LanguageModelModule):
         """Measure the scores of the weights that training ends with."""
         self._measure_scores()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Measure the scores for the checkpoint of the last step: a run that goes on from it has nothing to train."""
+        super().on_save_checkpoint(checkpoint)
+        if self.trainer.training and self.trainer.global_step >= self.trainer.estimated_stepping_batches:
+            self._measure_scores()
+            network, stored = self._loaded(), checkpoint["state_dict"]
+            measured = {"network.score_mean": network.score_mean, "network.score_scale": network.score_scale}
+            stored.update({name: buffer.clone() for name, buffer in measured.items() if name in stored})
+
     def predict_step(self, batch: StepPart[PreferenceBatch], batch_idx: int) -> list[dict[str, Any]]:
         """The pairs of a batch as text, with their normalised scores."""
         pairs, network = _pairs(batch), self._loaded()

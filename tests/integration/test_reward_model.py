@@ -219,6 +219,17 @@ def test_a_checkpoint_at_a_validation_has_the_scale_of_its_weights(fit, tmp_path
     assert stored["network.score_mean"] == module.network.score_mean != 0.0
 
 
+def test_the_checkpoint_of_the_last_step_has_the_scale_of_its_weights(fit, tmp_path):
+    """A run that was killed behind it goes on with nothing to train, and its export is that of the whole run."""
+    last = ModelCheckpoint(tmp_path, filename="last", every_n_train_steps=2, save_on_train_epoch_end=False)
+    module, *_ = fit(normalization="standardize", callbacks=[last], trainer={"max_steps": 2})
+    again = {"ckpt_path": tmp_path / "last.ckpt", "trainer": {"max_steps": 2}}
+    resumed, recorder, _ = fit(normalization="standardize", **again)
+    assert recorder.sizes == []
+    assert resumed.network.score_mean == module.network.score_mean != 0.0
+    assert resumed.network.score_scale == module.network.score_scale != 1.0
+
+
 def test_few_pairs_are_enough_to_measure(fit):
     """8 of them: those of the first step, whatever the micro-batches."""
     data = PreferenceDataModule(PAIRS, batch_size=8, shuffle=False)
