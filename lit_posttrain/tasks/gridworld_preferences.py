@@ -121,10 +121,12 @@ def preference_rows(
 
 
 def _check_shares(shares: Mapping[str, float]) -> None:
+    if not isinstance(shares, Mapping):
+        raise ValueError(f"`shares` must give a weight to each of {', '.join(SHARES)} that is wanted, got {shares!r}.")
     for kind, share in shares.items():
         if kind not in SHARES:
             raise ValueError(f"`shares` has no kind {kind!r}: there are {', '.join(SHARES)}.")
-        if not 0 <= share < math.inf:
+        if not isinstance(share, int | float) or not 0 <= share < math.inf:
             raise ValueError(f"`shares` must be finite and >= 0, got {share} for `{kind}`.")
     if not any(shares.get(kind) for kind in _ON_EVERY_GRID):
         raise ValueError(
