@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lit_posttrain.models.padding import without_left_padding
 from lit_posttrain.models.sharding import whole
 
 ISOLATING = ("sdpa", "eager")
@@ -33,8 +34,38 @@ class PacksRows(nn.Module):
                 check_isolation(self.model)
             self._isolates = True
 
+    def model_inputs(
+        self,
+        *,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        completion_ids: Tensor,
+        completion_mask: Tensor,
+        pack_ids: Tensor | None,
+    ) -> "ModelInputs":
+        """Lay rows out for the model, without their padding: packed as `pack_ids` says, or each by itself.
 
-class PackedInputs(NamedTuple):
+        Arguments are those of `pack_rows`.
+
+        Raises:
+            ValueError: if rows shall be packed and the model cannot keep them apart.
+        """
+        if pack_ids is None:
+            inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
+            sequences = torch.arange(len(prompt_ids), device=prompt_ids.device)
+            return ModelInputs(inputs, sequences, torch.zeros_like(sequences))
+        self.check_packing()
+        return pack_rows(
+            self.model,
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            completion_ids=completion_ids,
+            completion_mask=completion_mask,
+            pack_ids=pack_ids,
+        )
+
+
+class ModelInputs(NamedTuple):
     """What a model is called with, and where the rows are in it.
 
     Attributes:
@@ -56,7 +87,7 @@ def pack_rows(
     completion_ids: Tensor,
     completion_mask: Tensor,
     pack_ids: Tensor,
-) -> PackedInputs:
+) -> ModelInputs:
     """Put rows one behind the other, without their padding.
 
         O O I I I R R O          I I I R R J J R R R
@@ -109,7 +140,7 @@ def pack_rows(
         "position_ids": position_ids,
         "use_cache": False,
     }
-    return PackedInputs(inputs, sequences, offsets)
+    return ModelInputs(inputs, sequences, offsets)
 
 
 def attention_window(model: PreTrainedModel) -> int | None:

@@ -1,7 +1,7 @@
 """A causal language model as a policy: log-probs of given completions without the [B, T, V] logits."""
 
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lit_posttrain.functional import token_entropy, token_logprobs
 from lit_posttrain.models.head import OutputHead
-from lit_posttrain.models.packing import PacksRows, pack_rows
+from lit_posttrain.models.packing import PacksRows
 
 
 class TokenStatistics(NamedTuple):
@@ -105,19 +105,14 @@ class Policy(PacksRows):
             ValueError: if rows shall be packed and the model cannot keep them apart.
         """
         wanted, rows, predictors = prediction_places(prompt_mask, loss_mask)
-        if pack_ids is None:
-            inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
-        else:
-            self.check_packing()
-            inputs, sequences, offsets = pack_rows(
-                self.model,
-                prompt_ids=prompt_ids,
-                prompt_mask=prompt_mask,
-                completion_ids=completion_ids,
-                completion_mask=completion_mask,
-                pack_ids=pack_ids,
-            )
-            rows, predictors = sequences[rows], offsets[rows] + predictors
+        inputs, sequences, offsets = self.model_inputs(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            completion_ids=completion_ids,
+            completion_mask=completion_mask,
+            pack_ids=pack_ids,
+        )
+        rows, predictors = sequences[rows], offsets[rows] + predictors
         if self._head is None:
             hidden = self.model(**inputs).logits[rows, predictors]
         else:
@@ -182,26 +177,6 @@ def prediction_places(prompt_mask: Tensor, loss_mask: Tensor) -> tuple[Tensor, T
     wanted[0, 0] |= ~loss_mask.any()
     rows, tokens = wanted.nonzero(as_tuple=True)
     return wanted, rows, prompt_mask.sum(1)[rows] - 1 + tokens
-
-
-def without_left_padding(
-    prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
-) -> dict[str, Any]:
-    """Move every row to the left, so that all padding is on its right.
-
-        O O I I I R R O          I I I R R O
-        O I I I I R R R    ->    I I I I R R R
-
-    There a causal model never looks at it: no mask is needed, which lets attention take its fast path, positions count
-    from 0, and no query is without a key. Returned as the arguments of a transformers model.
-    """
-    ids = torch.cat([prompt_ids, completion_ids], dim=1)
-    lengths = prompt_mask.sum(1, keepdim=True) + completion_mask.sum(1, keepdim=True)
-    positions = torch.arange(max(1, int(lengths.max())), device=ids.device).expand(len(ids), -1)
-    left_padding = prompt_ids.shape[1] - prompt_mask.sum(1, keepdim=True)
-    # the last token stands in for the padding: transformers warns of pad ids that come without a mask
-    source = left_padding + torch.minimum(positions, lengths - 1).clamp(min=0)
-    return {"input_ids": ids.gather(1, source), "attention_mask": None, "position_ids": positions, "use_cache": False}
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -10,8 +10,8 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
 from lit_posttrain.models.hub import resolve_folder
-from lit_posttrain.models.packing import PacksRows, pack_rows
-from lit_posttrain.models.policy import disable_dropout, without_left_padding
+from lit_posttrain.models.packing import PacksRows
+from lit_posttrain.models.policy import disable_dropout
 
 
 class RewardNetwork(PacksRows):
@@ -143,21 +143,14 @@ class RewardNetwork(PacksRows):
         """
         eos = prompt_mask.sum(1) + completion_mask.sum(1) - 1
         last = (eos - int(self.score_before_eos)).clamp(min=0)
-        if pack_ids is None:
-            inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
-            sequences = torch.arange(len(last), device=last.device)
-        else:
-            self.check_packing()
-            inputs, sequences, offsets = pack_rows(
-                self.model,
-                prompt_ids=prompt_ids,
-                prompt_mask=prompt_mask,
-                completion_ids=completion_ids,
-                completion_mask=completion_mask,
-                pack_ids=pack_ids,
-            )
-            last = offsets + last
-        hidden = self.model.base_model(**inputs)[0][sequences, last]
+        inputs, sequences, offsets = self.model_inputs(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            completion_ids=completion_ids,
+            completion_mask=completion_mask,
+            pack_ids=pack_ids,
+        )
+        hidden = self.model.base_model(**inputs)[0][sequences, offsets + last]
         weight = self.model.score.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):

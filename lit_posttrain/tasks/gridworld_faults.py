@@ -41,11 +41,10 @@ def astray(grid: Grid, walk: Walk, rng: Random) -> Walk | None:
 
     The number of moves is then still one that a walk can have: on a chessboard, it would be of the same colour.
     """
-    ways = []
+    ways: list[Walk] = []
     for place in range(1, len(walk) - 1):
-        for cell in {there for near in cells_beside(walk[place]) for there in cells_beside(near)} - {walk[place]}:
-            if _is_free(grid, cell) and cell != grid.goal:
-                ways.append([*walk[:place], cell, *walk[place + 1 :]])
+        two_away = {there for near in cells_beside(walk[place]) for there in grid.neighbours(near)}
+        ways += [[*walk[:place], cell, *walk[place + 1 :]] for cell in two_away - {walk[place], grid.goal}]
     return _one_of(sorted(way for way in ways if _leaps(way)), rng)
 
 
@@ -72,10 +71,6 @@ def _one_of(ways: list[Walk], rng: Random) -> Walk | None:
 
 def _leaps(path: Walk) -> bool:
     return any(there not in cells_beside(here) for here, there in pairwise(path))
-
-
-def _is_free(grid: Grid, cell: Cell) -> bool:
-    return 0 <= cell[0] < grid.width and 0 <= cell[1] < grid.height and cell not in grid.walls
 
 
 def _wrong_cells(grid: Grid, cell: Cell) -> list[Cell]:

@@ -84,6 +84,16 @@ def test_before_training_every_reward_is_exactly_0(run, loss):
     assert first["policy/chosen_logprob"] < 0
 
 
+def assert_same_steps(got, want):
+    """Three steps have the same gradients and log the same numbers."""
+    assert len(got.gradients) == len(want.gradients) == 3
+    for mine, other in zip(want.gradients, got.gradients, strict=True):
+        for name in mine:
+            torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-10)
+    for mine, other in zip(want.logged, got.logged, strict=True):
+        assert other == pytest.approx(mine, abs=1e-6)
+
+
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "apo_down", "orpo", "kto"])
 def test_micro_batches_change_nothing(run, loss):
     """AT-30; the second and third step have a policy that differs from the reference, and KTO a reference point."""
@@ -91,12 +101,7 @@ def test_micro_batches_change_nothing(run, loss):
     _, want, _ = run(loss, **settings)
     for parts in (3, 11):  # ragged, and some that count for nothing
         _, got, _ = run(loss, trainer={"accumulate_grad_batches": parts}, **settings)
-        assert len(got.gradients) == len(want.gradients) == 3
-        for mine, other in zip(want.gradients, got.gradients, strict=True):
-            for name in mine:
-                torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-10)
-        for mine, other in zip(want.logged, got.logged, strict=True):
-            assert other == pytest.approx(mine, abs=1e-6)
+        assert_same_steps(got, want)
 
 
 @pytest.mark.parametrize(
@@ -108,12 +113,7 @@ def test_packing_changes_nothing(run, loss, precompute):
     _, want, _ = run(loss, **settings)
     for parts in (1, 3):
         _, got, _ = run(loss, data={"packing": True}, trainer={"accumulate_grad_batches": parts}, **settings)
-        assert len(got.gradients) == len(want.gradients) == 3
-        for mine, other in zip(want.gradients, got.gradients, strict=True):
-            for name in mine:
-                torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-10)
-        for mine, other in zip(want.logged, got.logged, strict=True):
-            assert other == pytest.approx(mine, abs=1e-6)
+        assert_same_steps(got, want)
 
 
 def test_ktos_reference_point_is_that_of_the_step(run):
