@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import ConstantLR
 
 from lit_posttrain import GRPO, PromptDataModule, Sampling
 from lit_posttrain.algos.policy_gradient import PolicyGradientModule
+from lit_posttrain.models.packing import PacksRows
 from tests.integration.recording import StepRecorder
 
 PROMPTS = [{"prompt": " ".join(f"w{(i * 7 + j) % 38}" for j in range(1 + i % 5)), "wanted": f"w{i}"} for i in range(12)]
@@ -39,6 +40,22 @@ class Recorder(StepRecorder):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.widths.append((len(batch), batch.rollout.completion_ids.shape[1]))
+
+
+@pytest.fixture
+def networks_given_packed_rows(monkeypatch) -> list[PacksRows]:
+    """Those that ran on fewer sequences than there were rows, once each, while the test goes on."""
+    networks: list[PacksRows] = []
+    lay_out = PacksRows.model_inputs
+
+    def watched(network, **rows):
+        laid_out = lay_out(network, **rows)
+        if len(laid_out.inputs["input_ids"]) < len(laid_out.sequences) and all(n is not network for n in networks):
+            networks.append(network)
+        return laid_out
+
+    monkeypatch.setattr(PacksRows, "model_inputs", watched)
+    return networks
 
 
 @pytest.fixture

@@ -107,13 +107,16 @@ def test_micro_batches_change_nothing(run, loss):
 @pytest.mark.parametrize(
     ("loss", "precompute"), [("sigmoid", False), ("sigmoid", True), ("ipo", False), ("kto", False)]
 )
-def test_packing_changes_nothing(run, loss, precompute):
+def test_packing_changes_nothing(run, networks_given_packed_rows, loss, precompute):
     """AT-3, of policy and reference, and where KTO takes one half of a batch by itself."""
     settings = {"dtype": torch.float64, "beta": 0.5, "precompute_reference": precompute}
     _, want, _ = run(loss, **settings)
+    assert networks_given_packed_rows == []
     for parts in (1, 3):
         _, got, _ = run(loss, data={"packing": True}, trainer={"accumulate_grad_batches": parts}, **settings)
         assert_same_steps(got, want)
+        if parts == 1:  # of fewer rows perhaps no two fit
+            assert len(networks_given_packed_rows) == (1 if precompute else 2)  # the policy, and a reference beside it
 
 
 def test_ktos_reference_point_is_that_of_the_step(run):

@@ -124,13 +124,16 @@ def test_the_loss_is_over_the_pairs_of_the_step_and_fillers_count_for_nothing(ma
 
 
 @pytest.mark.parametrize("before_eos", [False, True])
-def test_packing_changes_no_step(fit, before_eos):
+def test_packing_changes_no_step(fit, networks_given_packed_rows, before_eos):
     """AT-3: loss, every gradient and validation, in one micro-batch and in several, of which some are empty."""
     settings = {"dtype": torch.float64, "centering": 0.1, "score_before_eos": before_eos}
     _, want, whole = fit(**settings)
+    assert networks_given_packed_rows == []
     for parts in (1, 2, 5):
         packed = PreferenceDataModule(PAIRS, batch_size=8, val_size=3, packing=True)
-        _, got, engine = fit(data=packed, trainer={"accumulate_grad_batches": parts}, **settings)
+        module, got, engine = fit(data=packed, trainer={"accumulate_grad_batches": parts}, **settings)
+        if parts == 1:  # of fewer rows perhaps no two fit
+            assert networks_given_packed_rows == [module.network]
         assert len(got.gradients) == len(want.gradients) == 4
         for step, gradients in enumerate(want.gradients):
             for name, gradient in gradients.items():
