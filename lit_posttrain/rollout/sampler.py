@@ -1,5 +1,6 @@
 """The decode loop: completions of many prompts, several for each, over transformers' KV cache."""
 
+import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -131,8 +132,13 @@ def _next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: T
         input_ids=ids,
         attention_mask=mask.long(),
         position_ids=positions,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **{_cache_argument(model): cache},
     )
     return output.logits[:, -1]
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """What a model calls its cache: transformers 5.24 has another name for it, and knows the old one until 5.40."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

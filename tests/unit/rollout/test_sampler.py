@@ -51,6 +51,12 @@ def test_what_is_sampled_does_not_depend_on_the_batch(make_model, family):
     assert len({tuple(row) for row in whole}) > 8
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_a_model_is_called_as_this_transformers_wants_it(make_model, family):
+    sample(make_model(family), max_new_tokens=2)
+
+
 def test_seed_prompt_and_sample_each_change_the_draw(make_model):
     model = make_model("gpt2", scale=1.0)
     first = rows(sample(model, num_samples=4))
