@@ -1,5 +1,6 @@
 """A policy and a critic that learn together: one optimiser, a parameter group for each."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from lit_posttrain.models.policy import TokenStatistics
 from lit_posttrain.models.reward_network import check_reward_model
 from lit_posttrain.models.sharding import total_norm
 from lit_posttrain.models.value_network import ValueHead, ValueNetwork, check_same_tokens, value_head_of
+
+log = logging.getLogger(__name__)
 
 CriticSource = str | Path | ValueNetwork
 POLICY, SHARED = "policy", "shared"
@@ -50,9 +53,9 @@ class ActorCriticModule(PolicyGradientModule):
             TypeError: if `critic` is none of these.
         """
         if not isinstance(critic, str | Path | ValueNetwork):
+            shown = "null" if critic is None else type(critic).__name__
             raise TypeError(
-                '`critic` must be "policy", "shared", the folder of a reward model or a `ValueNetwork`, got '
-                f"{type(critic).__name__}."
+                f'`critic` must be "policy", "shared", the folder of a reward model or a `ValueNetwork`, got {shown}.'
             )
         if not 0 <= value_lr < float("inf"):
             raise ValueError(f"`value_lr` must be finite and >= 0, got {value_lr}.")
@@ -76,9 +79,25 @@ class ActorCriticModule(PolicyGradientModule):
     def check_model(self) -> None:
         """Fail now, before data are read or weights loaded, where policy or critic cannot be found or do not fit."""
         super().check_model()
-        if self._critic_folder is not None:
+        if self._critic_folder is None:
+            return
+        try:
             check_reward_model(self._critic_folder)
-            check_same_tokens(self._critic_folder, self.tokenizer)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"`critic` must be {POLICY}, {SHARED} or a reward model, got `{self._critic_folder}`: {error}"
+            ) from error
+        check_same_tokens(self._critic_folder, self.tokenizer)
+
+    def on_fit_start(self) -> None:
+        """Say so where the policy will not learn at all."""
+        super().on_fit_start()
+        if 0 < self.trainer.max_steps <= self.critic_warmup_steps:
+            log.warning(
+                "the critic warms up in all %s steps (`critic_warmup_steps` = %s): the policy stays as it is",
+                self.trainer.max_steps,
+                self.critic_warmup_steps,
+            )
 
     def build_networks(self) -> None:
         """Load policy, reference and critic; the critic of a policy with an adapter is trained whole."""

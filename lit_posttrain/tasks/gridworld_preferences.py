@@ -126,7 +126,7 @@ def _check_shares(shares: Mapping[str, float]) -> None:
     for kind, share in shares.items():
         if kind not in SHARES:
             raise ValueError(f"`shares` has no kind {kind!r}: there are {', '.join(SHARES)}.")
-        if not isinstance(share, int | float) or not 0 <= share < math.inf:
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < math.inf:
             raise ValueError(f"`shares` must be finite and >= 0, got {share} for `{kind}`.")
     if not any(shares.get(kind) for kind in _ON_EVERY_GRID):
         raise ValueError(

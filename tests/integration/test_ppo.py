@@ -226,6 +226,20 @@ def test_a_critic_that_is_no_reward_model_is_refused(make_model, word_tokenizer,
             check()
 
 
+def test_a_critic_that_is_nowhere_is_refused(make_model, word_tokenizer):
+    module = PPO(make_model("gpt2"), lambda completions: [0.0], tokenizer=word_tokenizer, critic="./polcy")
+    with pytest.raises(FileNotFoundError, match=r"`critic` must be policy, shared or a reward model, got `\./polcy`: "):
+        module.check_model()
+
+
+def test_a_policy_that_never_learns_is_told(run_online, caplog):
+    run_online(**RUN, critic_warmup_steps=2, trainer={"max_steps": 2})
+    assert "the critic warms up in all 2 steps (`critic_warmup_steps` = 2): the policy stays as it is" in caplog.text
+    caplog.clear()
+    run_online(**RUN, critic_warmup_steps=1, trainer={"max_steps": 2})
+    assert "warms up" not in caplog.text
+
+
 def test_a_shared_critic_needs_hidden_states(make_model, word_tokenizer, monkeypatch):
     from lit_posttrain.models.head import OutputHead
 

@@ -259,6 +259,7 @@ def test_bad_settings(settings, message):
         PPO("tiny", lambda completions: [0.0], **settings)
 
 
-def test_a_critic_of_another_kind_is_refused():
-    with pytest.raises(TypeError, match='`critic` must be "policy", "shared", the folder'):
-        PPO("tiny", lambda completions: [0.0], critic=3)
+@pytest.mark.parametrize(("critic", "shown"), [(3, "int"), (None, "null")])
+def test_a_critic_of_another_kind_is_refused(critic, shown):
+    with pytest.raises(TypeError, match=f'`critic` must be "policy", "shared", the folder .* got {shown}'):
+        PPO("tiny", lambda completions: [0.0], critic=critic)

@@ -129,6 +129,7 @@ def test_shares_are_weights_of_training_alone_and_their_order_does_not_matter():
         ({"longer": 1, "lazy": 1}, "no kind 'lazy': there are longer, unfinished, invalid"),
         ({"longer": 1, "unfinished": -1}, r"finite and >= 0, got -1 for `unfinished`"),
         ({"longer": "much", "unfinished": 1}, "finite and >= 0, got much for `longer`"),
+        ({"longer": True, "unfinished": 1}, "finite and >= 0, got True for `longer`"),
         (None, "`shares` must give a weight to each of longer, unfinished"),
         ({"longer": float("nan"), "unfinished": 1}, "finite and >= 0, got nan for `longer`"),
         ({"longer": 1, "unfinished": 0}, "a weight above 0 to one of unfinished, invalid, standing, got"),
