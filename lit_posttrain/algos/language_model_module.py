@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.algos.sharded_strategy import sharding_mesh
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler, TrainingModule
@@ -163,6 +163,16 @@ class LanguageModelModule(TrainingModule):
     @abstractmethod
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model and tokenizer as a Hugging Face folder."""
+
+    def save_outline(self, folder: str | Path) -> None:
+        """Write what an export has beside its weights, before they are loaded: config.json and tokenizer."""
+        self.export_config().save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def export_config(self) -> PreTrainedConfig:
+        """What config.json of an export says of the architecture."""
+        source = self._source()
+        return source.load_config() if isinstance(source, Pretrained) else self.load_model().config
 
     def check_model(self) -> None:
         """Fail now, before data are read or weights loaded, where the model cannot be found."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.algos.choices import ScoreNormalization, check_choices
 from lit_posttrain.algos.experience import evaluation_mode
@@ -19,7 +19,7 @@ from lit_posttrain.batching import PreferenceBatch, StepPart
 from lit_posttrain.data.step_loader import StepLoader
 from lit_posttrain.functional import bradley_terry_loss, calibration_error, correlation, pair_accuracy
 from lit_posttrain.models.loading import Pretrained
-from lit_posttrain.models.reward_network import RewardNetwork
+from lit_posttrain.models.reward_network import RewardNetwork, classifier_config
 from lit_posttrain.models.sharding import full_state_dict
 from lit_posttrain.models.tokenizers import with_own_pad_token
 
@@ -119,6 +119,20 @@ class RewardModel(LanguageModelModule):
     def main_network(self) -> nn.Module:
         """Trunk and head."""
         return self._loaded()
+
+    def export_config(self) -> PreTrainedConfig:
+        """That of a sequence classifier.
+
+        Raises:
+            ValueError: if transformers has none of the architecture.
+        """
+        return classifier_config(super().export_config())
+
+    def check_model(self) -> None:
+        """Fail now, before data are read or weights loaded, where no reward model can be made of the model."""
+        super().check_model()
+        if isinstance(self._source(), Pretrained):
+            self.export_config()
 
     def build_networks(self) -> None:
         """Load the language model and put the head on it."""

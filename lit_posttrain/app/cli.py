@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -16,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_posttrain.app.errors import SET_HERE, told
 from lit_posttrain.app.hints import check_additions, explain_composition_error
-from lit_posttrain.app.lifeline import end_with_the_pipeline
+from lit_posttrain.app.lifeline import HELD, end_with_the_pipeline
 from lit_posttrain.app.stage_options import gather_stage_options
 
 # Errors that tell a user what to change; anything else is shown with its traceback.
@@ -44,6 +45,9 @@ def _train(cfg: DictConfig) -> float | None:
     except Exception as error:
         _keep_traceback(error)
         raise
+    except SystemExit as stop:
+        stop.add_note(_way_on(Path(HydraConfig.get().runtime.output_dir)))  # Hydra forgets the run when it has ended
+        raise
 
 
 def main() -> None:
@@ -61,7 +65,7 @@ def main() -> None:
         if full_errors:
             raise
         built = isinstance(error, InstantiationException)
-        _leave(error, None if built else explain_composition_error(error, sys.argv[1:]))
+        _leave(error, None if built else explain_composition_error(str(error), sys.argv[1:]))
     except USER_ERRORS as error:
         if full_errors:
             raise
@@ -69,7 +73,7 @@ def main() -> None:
     except SystemExit as stop:
         if type(stop) is SystemExit:
             raise
-        print("\nterminated; go on with ckpt_path=<run>/checkpoints/last.ckpt", file=sys.stderr)  # noqa: T201
+        print(f"\nterminated{_last_note(stop) or ''}", file=sys.stderr)  # noqa: T201
         sys.exit(TERMINATED)  # Lightning's SIGTERMException carries no status, which would read as success
     finally:
         signal.signal(signal.SIGTERM, previous)
@@ -100,7 +104,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _keep_traceback(error: Exception) -> None:
-    """Write it to the log of the run, and note in the error where that is: Hydra forgets the run when it has ended."""
+    """Write it to the log of the run, and note in the error where that is."""
     config = HydraConfig.get()
     path = Path(config.runtime.output_dir) / f"{config.job.name}.log"
     with path.open("a", encoding="utf-8") as file:
@@ -108,9 +112,23 @@ def _keep_traceback(error: Exception) -> None:
     error.add_note(f"The traceback is in {path}")
 
 
+def _way_on(folder: Path) -> str:
+    """How to go on with a run that was stopped."""
+    if HELD in os.environ:
+        return f"; the pipeline's own command goes on with it, with hydra.run.dir={shlex.quote(str(folder.parent))}"
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    there = checkpoint.is_file()
+    return f"; go on with ckpt_path={shlex.quote(str(checkpoint))}" if there else " before its first checkpoint"
+
+
+def _last_note(error: BaseException) -> str | None:
+    notes = vars(error).get("__notes__", [])
+    return notes[-1] if notes else None
+
+
 def _leave(error: BaseException, message: str | None) -> None:
-    kept = vars(error).get("__notes__", [])
-    where = f"{kept[-1]}; set" if kept else "For the traceback set"
+    kept = _last_note(error)
+    where = f"{kept}; set" if kept else "For the traceback set"
     rank = os.environ.get("LOCAL_RANK", "0")
     who = "" if rank == "0" else f" in process {rank}"
     print(f"\nerror{who}: {told(error, message)}\n\n{where} HYDRA_FULL_ERROR=1 to see it here.", file=sys.stderr)  # noqa: T201

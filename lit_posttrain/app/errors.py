@@ -16,7 +16,19 @@ def told(error: BaseException, message: str | None = None) -> str:
     >>> told(KeyError("no column `answer`"))
     'KeyError: no column `answer`'
     """
-    shown = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+    return f"{type(_shown(error)).__name__}: {message or words(error)}"
+
+
+def words(error: BaseException) -> str:
+    """What an error says, without its kind.
+
+    >>> words(KeyError("no column `answer`"))
+    'no column `answer`'
+    """
+    shown = _shown(error)
     # str() of a KeyError would put its message between quotes
-    text = message or (str(shown.args[0]) if isinstance(shown, KeyError) and shown.args else str(shown))
-    return f"{type(shown).__name__}: {text}"
+    return str(shown.args[0]) if isinstance(shown, KeyError) and shown.args else str(shown)
+
+
+def _shown(error: BaseException) -> BaseException:
+    return error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error

@@ -30,9 +30,13 @@ def nearest_key(name: str, known: list[str]) -> str:
     return f" `{parent}` has: {', '.join(beside)}." if parent and beside else nearest(name, known)
 
 
-def explain_composition_error(error: BaseException, arguments: list[str]) -> str:
-    """The message for a configuration that could not be composed."""
-    text = str(error)
+def explain_composition_error(text: str, arguments: list[str]) -> str:
+    """The message for a configuration that could not be composed.
+
+    Args:
+        text: what Hydra says of it.
+        arguments: the overrides that it was made from.
+    """
     missing_choice = re.search(r"Could not find '([^']+)'", text)
     if missing_choice:
         group, _, choice = missing_choice.group(1).rpartition("/")
@@ -43,16 +47,27 @@ def explain_composition_error(error: BaseException, arguments: list[str]) -> str
         return f"there is no `{group}={choice}`.{nearest(choice, options)}{listed}"
     missing_group = re.search(r"Could not override '([^']+)'", text)
     unknown = re.search(r"Key '([^']+)' is not in struct", text)
+    unmerged = re.search(r"Error merging override ([^=]+)=", text)
     if missing_group:
         name = missing_group.group(1)
         if name.startswith("model.lora.") and "model/lora=default" not in arguments:
             return f"`{name}` belongs to LoRA, which is off: add `model/lora=default`."
-        return (
-            f"there is no option `{name}`.{nearest_key(name, _known_keys(arguments))} See `--cfg job` for all of them."
-        )
+        known = _known_keys(arguments)
+        if name in known:  # and is given as a mapping
+            return f"what is given for `{name}` has an option that it has not.{_beside(name, known)}"
+        return f"there is no option `{name}`.{nearest_key(name, known)} See `--cfg job` for all of them."
+    if unmerged:
+        name = unmerged.group(1)
+        return f"`{name}` cannot be replaced by a value of that kind.{_beside(name, _known_keys(arguments))}"
     if unknown:
         return f"there is no option `{unknown.group(1)}`.{nearest_key(unknown.group(1), _known_keys(arguments))}"
     return text
+
+
+def _beside(name: str, known: list[str]) -> str:
+    """What stands below a name, or nothing where nothing does."""
+    below = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == name]
+    return f" `{name}` has: {', '.join(key for key in below if key[0] != '_')}." if below else ""
 
 
 def check_additions(arguments: list[str], groups: list[str]) -> None:

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_additions(given.overrides, list(cfg))
         show(cfg, rows=given.rows, console=Console(soft_wrap=True))
     except (HydraException, OmegaConfBaseException) as error:
-        message = explain_composition_error(error, given.overrides) if error.__cause__ is None else None
+        message = explain_composition_error(str(error), given.overrides) if error.__cause__ is None else None
         print(f"error: {told(error, message)}", file=sys.stderr)  # noqa: T201
         return 1
     except USER_ERRORS as error:

@@ -10,16 +10,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lit_posttrain.app.gate import Gate, Verdict
-from lit_posttrain.app.hints import explain_composition_error
 from lit_posttrain.app.json_file import write_json
 from lit_posttrain.app.pipeline_plan import Stage, plan_stages
-from lit_posttrain.app.stage_folder import StageFolder
+from lit_posttrain.app.stage_config import stage_config
+from lit_posttrain.app.stage_folder import StageFolder, origin_of
 from lit_posttrain.app.stage_options import quote
 from lit_posttrain.app.stage_process import alone_in, run_stage
 from lit_posttrain.reports.stages import StageRow, print_stages
@@ -27,8 +26,6 @@ from lit_posttrain.reports.stages import StageRow, print_stages
 log = logging.getLogger(__name__)
 
 RECORD = "pipeline.json"
-# What watches a run or names it, and does not change its weights.
-WITHOUT_EFFECT = ("run_dir", "names", "ckpt_path", "logger", "callbacks")
 
 
 def run_pipeline(cfg: DictConfig) -> None:
@@ -57,7 +54,8 @@ def run_pipeline(cfg: DictConfig) -> None:
         model=config.runtime.choices["model"],
         data_target=str(cfg.data.get("_target_", "")),
     )
-    configs = [_checked(stage) for stage in stages]
+    configs = [stage_config(stage) for stage in stages]
+    _rehearse(stages, configs, folder)
     again = f"the same command with hydra.run.dir={shlex.quote(str(folder))} goes on where it stopped"
     rows: list[StageRow] = [StageRow(stage.name, str(folder / stage.name)) for stage in stages]
     log.info("%s stages, in %s; if it is stopped, %s", len(stages), folder, again)
@@ -82,6 +80,12 @@ def run_pipeline(cfg: DictConfig) -> None:
     log.info("everything is in %s", folder)
 
 
+def _rehearse(stages: list[Stage], configs: list[dict[str, Any]], folder: Path) -> None:
+    from lit_posttrain.app.rehearsal import rehearse_stages  # not before the configurations are right: it takes seconds
+
+    rehearse_stages(stages, configs, folder)
+
+
 def _check_folder(folder: Path, name: str) -> None:
     """Refuse a folder that is somebody else's.
 
@@ -97,25 +101,6 @@ def _check_folder(folder: Path, name: str) -> None:
         raise ValueError(f"{folder} is the folder of {owner}: give {own} a `hydra.run.dir` of its own.")
 
 
-def _checked(stage: Stage) -> dict[str, Any]:
-    """What makes the weights of a stage what they are, but for its inputs, which are named only.
-
-    Raises:
-        ValueError: if it could not begin so.
-    """
-    from lit_posttrain.app.checks import check_config
-
-    blank = ["run_dir=run", "names.algo=''", "names.model=''", "names.data=''"]  # what a run fills in
-    overrides = stage.filled({name: name for name in stage.inputs})
-    try:
-        cfg = compose(HydraConfig.get().job.config_name, [*overrides, *blank])
-        check_config(cfg)
-    except Exception as error:
-        raise ValueError(f"stage `{stage.name}`: {explain_composition_error(error, stage.overrides)}") from error
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
-    return {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
-
-
 def _run(stage: Stage, config: dict[str, Any], folder: Path, row: StageRow, *, lock: int) -> None:
     """Run a stage unless it is done, and judge it.
 
@@ -129,16 +114,14 @@ def _run(stage: Stage, config: dict[str, Any], folder: Path, row: StageRow, *, l
     Raises:
         RuntimeError: if it fails or does not pass its gate.
     """
-    own, inputs = StageFolder(folder / stage.name), {other: StageFolder(folder / other) for other in stage.inputs}
-    digests = {other: source.summary()["weights_sha256"] for other, source in inputs.items()}
-    # as it is read back from a file
-    origin = json.loads(json.dumps({"config": config, "inputs": digests}))
+    own, origin = StageFolder(folder / stage.name), origin_of(stage, config, folder)
     if own.is_done(origin):
         log.info("%s is done and unchanged; it is not run again", own.path)
         row.reused = True
     else:
-        overrides = stage.filled({other: str(source.export) for other, source in inputs.items()})
-        command = [*_config_source(), *overrides, f"hydra.run.dir={quote(str(own.path))}"]
+        overrides = stage.filled({other: str(StageFolder(folder / other).export) for other in stage.inputs})
+        gate = [] if stage.gate is None else [f"gate={quote(stage.gate.metric)}"]
+        command = [*_config_source(), *overrides, *gate, f"hydra.run.dir={quote(str(own.path))}"]
         checkpoint = own.prepare(origin, command)
         if checkpoint is not None:
             log.info("going on from %s", checkpoint)

@@ -1,6 +1,7 @@
 """Which overrides each stage of a pipeline gets: its own, and those of the command line that concern it."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,7 @@ class Stage:
     inputs: list[str]
     gate: Gate | None
 
-    def filled(self, exports: dict[str, str]) -> list[str]:
+    def filled(self, exports: Mapping[str, str]) -> list[str]:
         """The overrides with the export of each stage before in its place."""
         return [_fill(override, {name: quote(exports[name]) for name in self.inputs}) for override in self.overrides]
 
@@ -71,6 +72,11 @@ def plan_stages(pipeline: DictConfig, given: list[str], *, model: str, data_targ
     _check_data(of_data)
     stages: list[Stage] = []
     for name, node in nodes.items():
+        if not isinstance(node, dict) or not isinstance(node.get("overrides"), list):
+            raise ValueError(
+                f"`pipeline.stages.{name}` must have `overrides`, a list, got `{node}`: a stage that is not wanted is "
+                f"left out by `~pipeline.stages.{name}`."
+            )
         replaced = bool(of_data) or any(option(o) == "data" for o in own[name])
         lines = [o for o in node["overrides"] if not (replaced and option(o).split(".")[0] == "data")]
         from_model = "model={model}" in lines

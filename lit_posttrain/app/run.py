@@ -46,15 +46,7 @@ def run(cfg: DictConfig) -> float | None:
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
-    module: LanguageModelModule = instantiate(cfg.algo, _convert_="all")
-    module.check_model()
-    if cfg.ckpt_path is not None:
-        module.check_checkpoint(read_checkpoint(cfg.ckpt_path))
-        changed = changed_options(cfg.ckpt_path, cfg) if cfg.mode == "fit" else []
-        if changed:
-            log.warning("going on with other options than the run began with:\n  %s", "\n  ".join(changed))
-    datamodule: LightningDataModule = instantiate(cfg.data, _convert_="all")
-    datamodule.setup("fit")  # whatever is wrong with the data is said before weights are loaded
+    module, datamodule = prepare(cfg)
 
     folder = Path(cfg.run_dir)
     history = MetricsHistory(cfg.watch.metric, cfg.watch.mode)
@@ -85,9 +77,26 @@ def run(cfg: DictConfig) -> float | None:
     return history.metrics.get(cfg.watch.metric, {}).get("best")
 
 
+def prepare(cfg: DictConfig) -> tuple[LanguageModelModule, LightningDataModule]:
+    """Module and data, looked at as far as they can be without weights, so that what is wrong is said before."""
+    module: LanguageModelModule = instantiate(cfg.algo, _convert_="all")
+    module.check_model()
+    if cfg.ckpt_path is not None:
+        module.check_checkpoint(read_checkpoint(cfg.ckpt_path))
+        changed = changed_options(cfg.ckpt_path, cfg) if cfg.mode == "fit" else []
+        if changed:
+            log.warning("going on with other options than the run began with:\n  %s", "\n  ".join(changed))
+    datamodule: LightningDataModule = instantiate(cfg.data, _convert_="all")
+    datamodule.setup("fit")
+    return module, datamodule
+
+
 def make_trainer(cfg: DictConfig, history: MetricsHistory) -> Trainer:
     """The Trainer of the configuration, with its callbacks and loggers; steps become batches here."""
-    callbacks: list[Callback] = [history, WatchedMetric(cfg.watch.metric), ConfigFile(cfg), EndTogether()]
+    callbacks: list[Callback] = [history, WatchedMetric("watch.metric", cfg.watch.metric)]
+    if cfg.gate is not None:
+        callbacks.append(WatchedMetric("gate", cfg.gate))
+    callbacks += [ConfigFile(cfg), EndTogether()]
     callbacks += [instantiate(callback, _convert_="all") for callback in (cfg.callbacks or {}).values() if callback]
     callbacks.append(StepRow())  # behind those that log at the end of a batch
     resumes = cfg.mode == "fit" and cfg.ckpt_path is not None

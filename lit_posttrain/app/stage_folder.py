@@ -9,6 +9,7 @@ from typing import Any
 
 from lit_posttrain.app.changed_options import differences
 from lit_posttrain.app.json_file import write_json
+from lit_posttrain.app.pipeline_plan import Stage
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,19 @@ class StageFolder:
 
     def _is_of(self, origin: dict[str, Any]) -> bool:
         return _recorded(self.path / RECORD) == origin
+
+
+def origin_of(stage: Stage, config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """By what a stage is known again: its configuration, and the weights of its inputs, which are done.
+
+    Args:
+        stage: of the pipeline.
+        config: what makes its weights what they are.
+        folder: of the pipeline.
+    """
+    digests = {other: StageFolder(folder / other).summary()["weights_sha256"] for other in stage.inputs}
+    content: dict[str, Any] = json.loads(json.dumps({"config": config, "inputs": digests}))  # as read back from a file
+    return content
 
 
 def _recorded(record: Path) -> Any:

@@ -8,7 +8,7 @@ from lit_posttrain.models.hub import resolve_folder
 from lit_posttrain.models.lora import Lora, base_of_adapter, holds_adapter
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 BUILT_IN = {"tiny": Path(__file__).parent / "tiny"}
 DTYPES = ("float32", "bfloat16", "float64", "auto")
@@ -94,11 +94,11 @@ class Pretrained:
             FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
         """
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
         folder, local = self._base_folder()
         if self.random_init:
-            config = AutoConfig.from_pretrained(folder, local_files_only=local)
+            config = self.load_config()
             dtype = config.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
             with torch.random.fork_rng():
                 torch.manual_seed(self.seed)
@@ -113,6 +113,17 @@ class Pretrained:
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
+
+    def load_config(self) -> "PreTrainedConfig":
+        """What says of which architecture the model is, without an adapter.
+
+        Raises:
+            FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
+        """
+        from transformers import AutoConfig
+
+        folder, local = self._base_folder()
+        return AutoConfig.from_pretrained(folder, local_files_only=local)
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer that lies beside the model.
@@ -139,13 +150,11 @@ class Pretrained:
             ValueError: if it is no causal language model.
             ModuleNotFoundError: if there is an adapter and peft is not installed.
         """
-        from transformers import AutoConfig
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
         if (adapter := self.adapter) is not None:
             adapter.check()
-        folder, local = self._base_folder()
-        config = AutoConfig.from_pretrained(folder, local_files_only=local)
+        config = self.load_config()
         if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise ValueError(
                 f"`{self.path}` holds a {config.model_type} model, which is no causal language model; "

@@ -7,7 +7,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from lit_posttrain.models.hub import resolve_folder
 from lit_posttrain.models.packing import PacksRows
@@ -70,17 +71,9 @@ class RewardNetwork(PacksRows):
         Raises:
             ValueError: if transformers has no sequence classifier of the architecture, or one of another build.
         """
-        config = copy.deepcopy(model.config)
-        config.num_labels = 1
         trunk = model.base_model
-        try:
-            with torch.device("meta"):  # its weights are replaced
-                classifier = AutoModelForSequenceClassification.from_config(config)
-        except ValueError as error:
-            raise ValueError(
-                f"transformers has no sequence classifier of {type(model).__name__}, so that its reward model could "
-                "not be exported: take another model."
-            ) from error
+        with torch.device("meta"):  # its weights are replaced
+            classifier = AutoModelForSequenceClassification.from_config(classifier_config(model.config))
         head = getattr(classifier, "score", None)
         same = type(classifier.base_model) is type(trunk) and classifier.base_model is not classifier
         if not (isinstance(head, nn.Linear) and head.bias is None and same):
@@ -182,6 +175,24 @@ class RewardNetwork(PacksRows):
         model.config.score_mean = self.score_mean.item()
         model.config.score_scale = self.score_scale.item()
         model.save_pretrained(folder, state_dict=weights)
+
+
+def classifier_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """That of the sequence classifier of one label which has the trunk of a causal language model.
+
+    Raises:
+        ValueError: if transformers has none of the architecture.
+    """
+    name = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type)
+    if name is None:
+        raise ValueError(
+            f"transformers has no sequence classifier of the architecture `{config.model_type}`, so that its reward "
+            "model could not be exported: take another model."
+        )
+    config = copy.deepcopy(config)
+    config.num_labels = 1
+    config.architectures = [name]
+    return config
 
 
 def check_reward_model(path: str) -> None:

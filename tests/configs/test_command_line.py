@@ -7,8 +7,9 @@ import sys
 import pytest
 from omegaconf import OmegaConf
 
-from lit_posttrain.app import run
+from lit_posttrain.app import cli, run
 from lit_posttrain.app.cli import main, resume_in_place
+from lit_posttrain.app.lifeline import HELD
 from tests.composing import compose_train
 
 EXAMPLES = [
@@ -68,6 +69,14 @@ def test_help_examples_compose(example):
     [
         (["algo=grop"], "there is no `algo=grop`. Did you mean `grpo`?"),
         (["model=gtp2", "algo.group_size=4"], "there is no `model=gtp2`. Did you mean `gpt2`?"),
+        (
+            ["data=gridworld_preferences", "data.path.shares={leaps:1}"],
+            "what is given for `data.path.shares` has an option that it has not. `data.path.shares` has: longer, unf",
+        ),
+        (
+            ["data=gridworld_preferences", "data.path.shares=[1,2]"],
+            "`data.path.shares` cannot be replaced by a value of that kind. `data.path.shares` has: longer, unfini",
+        ),
         (["moddel=tiny"], "there is no option `moddel`. Did you mean `model`?"),
         (["algo.groupsize=4"], "there is no option `algo.groupsize`. Did you mean `algo.group_size`?"),
         (["optim.learning_rate=1"], "no option `optim.learning_rate`. `optim` has: lr, betas, eps, weight_decay."),
@@ -217,3 +226,34 @@ def test_the_environment_is_left_as_it_was(monkeypatch, capsys):
         main()
     assert "HYDRA_FULL_ERROR" not in os.environ
     assert "nonsense" in capsys.readouterr().err
+
+
+# Stopped by a signal while Lightning fits, which raises a SystemExit of its own.
+
+
+@pytest.mark.parametrize(
+    ("in_pipeline", "checkpoint", "said"),
+    [
+        (False, True, "terminated; go on with ckpt_path={folder}/sft/checkpoints/last.ckpt"),
+        (False, False, "terminated before its first checkpoint"),
+        (True, True, "terminated; the pipeline's own command goes on with it, with hydra.run.dir={folder}"),
+        (True, False, "terminated; the pipeline's own command goes on with it, with hydra.run.dir={folder}"),
+    ],
+)
+def test_terminated(command_line, monkeypatch, tmp_path, in_pipeline, checkpoint, said):
+    class Terminated(SystemExit):
+        pass
+
+    def terminate(cfg):
+        if checkpoint:
+            (tmp_path / "road" / "sft" / "checkpoints").mkdir()
+            (tmp_path / "road" / "sft" / "checkpoints" / "last.ckpt").touch()
+        raise Terminated
+
+    monkeypatch.setattr(run, "run", terminate)
+    monkeypatch.setattr(cli, "end_with_the_pipeline", lambda: None)
+    if in_pipeline:
+        monkeypatch.setenv(HELD, "stdin")
+    status, _, errors = command_line("hydra.run.dir=road/sft")
+    assert status == 143
+    assert said.format(folder=tmp_path / "road") in errors

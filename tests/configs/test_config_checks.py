@@ -85,13 +85,24 @@ def test_check_finds_nothing_wrong_with_the_defaults():
 def test_watched_metric_is_one_of_validation(metric, reported, said):
     trainer = SimpleNamespace(callback_metrics=dict.fromkeys(reported, 0.0))
     if said is None:
-        WatchedMetric(metric).on_sanity_check_end(trainer, None)
+        WatchedMetric("watch.metric", metric).on_sanity_check_end(trainer, None)
     else:
         with pytest.raises(
             ValueError, match=r"`watch\.metric` must be a metric of this run, got `val/rewrad`"
         ) as error:
-            WatchedMetric(metric).on_sanity_check_end(trainer, None)
+            WatchedMetric("watch.metric", metric).on_sanity_check_end(trainer, None)
         assert said in str(error.value)
+
+
+def test_the_gate_of_a_pipeline_is_watched_too(tmp_path):
+    def watched(*overrides):
+        trainer = make_trainer(compose_train("logger=csv", *overrides, run_dir=tmp_path), MetricsHistory())
+        found = [callback for callback in trainer.callbacks if isinstance(callback, WatchedMetric)]
+        assert len({callback.state_key for callback in found}) == len(found)
+        return [(callback.option, callback.metric) for callback in found]
+
+    assert watched() == [("watch.metric", "val/reward")]
+    assert watched("gate=val/loss") == [("watch.metric", "val/reward"), ("gate", "val/loss")]
 
 
 @pytest.mark.parametrize(

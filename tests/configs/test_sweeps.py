@@ -206,5 +206,5 @@ def test_sigterm_unwinds_unless_another_handler_takes_it(command_line, monkeypat
 
 
 def test_the_launcher_that_is_not_installed():
-    said = explain_composition_error(Exception("Could not find 'hydra/launcher/joblib'\n\tbasic"), [])
+    said = explain_composition_error("Could not find 'hydra/launcher/joblib'\n\tbasic", [])
     assert "pip install 'lit-posttrain[sweep]'" in said

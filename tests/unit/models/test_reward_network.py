@@ -123,7 +123,7 @@ def test_an_architecture_without_a_classifier(make_model):
         vocab_size=VOCAB, d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16, is_decoder=True
     )
     model = AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ValueError, match=r"no sequence classifier of BlenderbotSmallForCausalLM.*another model"):
+    with pytest.raises(ValueError, match=r"no sequence classifier of the architecture `blender.*another model"):
         RewardNetwork.from_causal_lm(model, pad_id=0, vocab_size=VOCAB)
 
 

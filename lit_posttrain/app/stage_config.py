@@ -1,0 +1,50 @@
+"""The configuration of a stage, as its own command line will compose it."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from lit_posttrain.app.errors import words
+from lit_posttrain.app.hints import explain_composition_error
+from lit_posttrain.app.pipeline_plan import Stage
+
+# What watches a run or names it, and does not change its weights.
+WITHOUT_EFFECT = ("run_dir", "names", "ckpt_path", "logger", "callbacks", "gate")
+
+
+def stage_config(stage: Stage) -> dict[str, Any]:
+    """What makes the weights of a stage what they are, but for its inputs, which are named only.
+
+    Raises:
+        ValueError: if it could not begin so; the message names the stage.
+    """
+    from lit_posttrain.app.checks import check_config
+
+    with told_of(stage):
+        cfg = compose_stage(stage, {name: name for name in stage.inputs})
+        check_config(cfg)
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    return {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
+
+
+def compose_stage(stage: Stage, exports: Mapping[str, str]) -> DictConfig:
+    """Compose it from the overrides of a stage, with these exports of the stages before."""
+    blank = ["run_dir=run", "names.algo=''", "names.model=''", "names.data=''"]  # what a run fills in
+    return compose(HydraConfig.get().job.config_name, [*stage.filled(exports), *blank])
+
+
+@contextmanager
+def told_of(stage: Stage) -> Iterator[None]:
+    """Name the stage in whatever is said against its configuration.
+
+    Raises:
+        ValueError: in place of any other error.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"stage `{stage.name}`: {explain_composition_error(words(error), stage.overrides)}") from error
