@@ -82,7 +82,7 @@ class ActorCriticModule(PolicyGradientModule):
         if self._critic_folder is None:
             return
         try:
-            check_reward_model(self._critic_folder)
+            check_reward_model(self._critic_folder, option="algo.critic")
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"`critic` must be {POLICY}, {SHARED} or a reward model, got `{self._critic_folder}`: {error}"
@@ -116,7 +116,7 @@ class ActorCriticModule(PolicyGradientModule):
         if isinstance(critic, ValueNetwork):
             return critic
         if self._critic_folder is not None:
-            check_reward_model(self._critic_folder)
+            check_reward_model(self._critic_folder, option="algo.critic")
             check_same_tokens(self._critic_folder, self.tokenizer)
             network = ValueNetwork.from_reward_model(self._critic_folder, dtype=policy.model.dtype)
             if policy.model.is_gradient_checkpointing:

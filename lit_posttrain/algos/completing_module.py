@@ -5,13 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from lit_posttrain.algos.experience import Experience, PromptRow, check_prompt_lengths, check_rows, collect
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicyModule, PolicySource
 from lit_posttrain.algos.validation_scores import ValidationScores
 from lit_posttrain.data.prompts import PromptDataModule
+from lit_posttrain.models.context import context_length
 from lit_posttrain.models.sharding import gather, release
 from lit_posttrain.rewards.loading import load_function
 from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
@@ -93,12 +95,12 @@ class CompletingModule(PolicyModule):
             list(functions), num_samples=self.val_samples, with_rewards=self._rewards is not None
         )
 
-    def on_fit_start(self) -> None:
-        """Look for prompts that do not fit before anything long begins."""
-        super().on_fit_start()
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+    def check_lengths(self, datamodule: LightningDataModule, config: PreTrainedConfig) -> None:
+        """As for rows to learn from, and for prompts with their completions."""
+        super().check_lengths(datamodule, config)
         if isinstance(datamodule, PromptDataModule):
-            check_prompt_lengths(datamodule, self.tokenizer, model=self.language_model, sampling=self.sampling)
+            context = context_length(config)
+            check_prompt_lengths(datamodule, self.tokenizer, context=context, sampling=self.sampling)
 
     def collect(
         self, rows: Sequence[PromptRow], *, sampling: Sampling, num_samples: int, prompt_keys: Tensor, seed: int

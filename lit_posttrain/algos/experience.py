@@ -98,7 +98,8 @@ def collect(
         ValueError: if a prompt leaves no room for a completion in the model's context.
     """
     started = time.perf_counter()
-    prompts = [encode_row(row, tokenizer, model=model, sampling=sampling) for row in rows]
+    context = context_length(model.config)
+    prompts = [encode_row(row, tokenizer, context=context, sampling=sampling) for row in rows]
     with evaluation_mode(model), forward_context():
         tokens, truncated = sample_completions(
             model,
@@ -138,11 +139,10 @@ def check_rows(rows: Sequence[PromptRow]) -> None:
 
 
 def encode_row(
-    row: PromptRow, tokenizer: PreTrainedTokenizerBase, *, model: PreTrainedModel, sampling: Sampling
+    row: PromptRow, tokenizer: PreTrainedTokenizerBase, *, context: int | None, sampling: Sampling
 ) -> list[int]:
     """Token ids of a row's prompt, which together with the longest completion must fit the model's context."""
     ids = encode_prompt(row["prompt"], tokenizer)
-    context = context_length(model)
     if context is not None and len(ids) + sampling.max_new_tokens > context:
         raise ValueError(
             f"the prompt has {len(ids)} tokens and `sampling.max_new_tokens` is {sampling.max_new_tokens}, but the "
@@ -171,7 +171,7 @@ TEMPLATE_ALLOWANCE = 256
 
 
 def check_prompt_lengths(
-    datamodule: PromptDataModule, tokenizer: PreTrainedTokenizerBase, *, model: PreTrainedModel, sampling: Sampling
+    datamodule: PromptDataModule, tokenizer: PreTrainedTokenizerBase, *, context: int | None, sampling: Sampling
 ) -> None:
     """Find prompts that leave no room for a completion, in all rows and before anything long begins.
 
@@ -180,7 +180,6 @@ def check_prompt_lengths(
     Raises:
         ValueError: naming file and line of the first such prompt.
     """
-    context = context_length(model)
     if context is None:
         return
     for split, rows in (("train", datamodule.train_rows), ("validation", datamodule.val_rows)):
@@ -188,6 +187,6 @@ def check_prompt_lengths(
             if len(str(rows[index]["prompt"]).encode()) + TEMPLATE_ALLOWANCE + sampling.max_new_tokens <= context:
                 continue
             try:
-                encode_row(rows[index], tokenizer, model=model, sampling=sampling)
+                encode_row(rows[index], tokenizer, context=context, sampling=sampling)
             except ValueError as error:
                 raise ValueError(f"{datamodule.where(split, index)}: {error}") from None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -128,16 +129,26 @@ class LanguageModelModule(TrainingModule):
         self.shard_networks(mesh)
 
     def on_fit_start(self) -> None:
-        """Find out before the first step whether the longest row fits the model.
-
-        Raises:
-            ValueError: if it does not.
-        """
+        """Find out before the first step whether the rows fit the model."""
         super().on_fit_start()
         datamodule = getattr(self._trainer, "datamodule", None)
+        if datamodule is not None:
+            self.check_lengths(datamodule, self.language_model.config)
+
+    def check_lengths(self, datamodule: LightningDataModule, config: PreTrainedConfig) -> None:
+        """Find out whether a model has positions for the longest row.
+
+        Args:
+            datamodule: its rows have been read; one of this library, or nothing is known.
+            config: of the model.
+
+        Raises:
+            ValueError: if it has not.
+        """
         if not isinstance(datamodule, SupervisedDataModule):
             return
-        context = context_length(self.language_model)
+        datamodule.encode(self.tokenizer)
+        context = context_length(config)
         if context is not None and datamodule.longest > context:
             raise ValueError(
                 f"the longest row has {datamodule.longest} tokens, but the model's context is {context} tokens: "

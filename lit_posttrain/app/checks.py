@@ -1,6 +1,7 @@
 """What can be said of a configuration before anything is built."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -63,6 +64,9 @@ def check_config(cfg: DictConfig) -> None:
         check_kind(f"optim.{name}", cfg.optim[name], 0.1)
         if cfg.optim[name] < 0:
             raise ValueError(f"`optim.{name}` must be >= 0, got {cfg.optim[name]}.")
+    betas = cfg.optim.get("betas", (0.9, 0.95))
+    if not isinstance(betas, Sequence) or not all(isinstance(b, int | float) and 0 <= b < 1 for b in betas):
+        raise ValueError(f"`optim.betas` must be a list of numbers from 0 to below 1, as [0.9,0.95], got `{betas}`.")
     if cfg.scheduler.get("num_training_steps", 1) < 1:
         raise ValueError(
             f"`trainer.max_steps` must be given with a schedule that ends, got {cfg.trainer.get('max_steps', -1)}: "
@@ -137,7 +141,15 @@ def _check_target(node: DictConfig, path: str) -> None:
         if node[key] is None and type(None) in get_args(parameters[key].annotation):
             continue
         if target.__module__.startswith("lit_posttrain."):  # others may take more kinds than their default has
-            check_kind(f"{path}.{key}", node[key], parameters[key].default)
+            check_kind(f"{path}.{key}", node[key], _example(parameters[key]))
+
+
+def _example(parameter: inspect.Parameter) -> Any:
+    """A value of the kind that an argument has: its default, or where that is null what the annotation says."""
+    if parameter.default is not None:
+        return parameter.default
+    kinds = [kind for kind in get_args(parameter.annotation) if kind is not type(None)]
+    return next((example for kind, example in ((bool, True), (int, 1), (float, 1.0)) if kinds == [kind]), None)
 
 
 def check_kind(name: str, value: Any, default: Any) -> None:

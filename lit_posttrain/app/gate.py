@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,10 @@ class Gate:
         if node is None:
             return None
         where = f"pipeline.stages.{stage}.gate"
+        if not isinstance(node, Mapping):
+            raise ValueError(
+                f"`{where}` must have `metric` and one of `at_least` and `at_most`, or be null, got {node}."
+            )
         for key in node:
             if key not in ("metric", "at_least", "at_most"):
                 raise ValueError(
@@ -45,7 +50,8 @@ class Gate:
         if len(rules) != 1 or not isinstance(node.get("metric"), str):
             raise ValueError(f"`{where}` must have `metric` and one of `at_least` and `at_most`, got {dict(node)}.")
         threshold = node[rules[0]]
-        if threshold != FIRST and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
+        number = isinstance(threshold, int | float) and not isinstance(threshold, bool) and not math.isnan(threshold)
+        if threshold != FIRST and not number:
             raise ValueError(f"`{where}.{rules[0]}` must be a number or `{FIRST}`, got `{threshold}`.")
         return cls(node["metric"], rules[0], threshold)
 

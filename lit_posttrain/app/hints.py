@@ -18,6 +18,12 @@ def nearest_key(name: str, known: list[str]) -> str:
     (' Did you mean `algo.clip_low`?', ' Did you mean `optim.lr`?', ' `optim` has: lr, eps.')
     """
     parent, _, last = name.rpartition(".")
+    grandparent, _, middle = parent.rpartition(".")
+    if grandparent in known and parent not in known:  # not the last word is wrong but the one before
+        siblings = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == grandparent]
+        alike = difflib.get_close_matches(middle, siblings, n=1, cutoff=0.5)
+        if alike:
+            return f" Did you mean `{grandparent}.{alike[0]}.{last}`?"
     names = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == parent]
     beside = [each for each in names if each[0] != "_"]  # no `_target_`
     alike = difflib.get_close_matches(last, beside, n=1, cutoff=0.6)
@@ -48,12 +54,20 @@ def explain_composition_error(text: str, arguments: list[str]) -> str:
     missing_group = re.search(r"Could not override '([^']+)'", text)
     unknown = re.search(r"Key '([^']+)' is not in struct", text)
     unmerged = re.search(r"Error merging override ([^=]+)=", text)
+    if "Config group override must be a string" in text:
+        named = ", ".join(f"`{argument}`" for argument in arguments if argument.endswith("=null"))
+        return f"{named}: a group needs one of its options, and null is none; leave it out."
     if missing_group:
         name = missing_group.group(1)
         if name.startswith("model.lora.") and "model/lora=default" not in arguments:
             return f"`{name}` belongs to LoRA, which is off: add `model/lora=default`."
         known = _known_keys(arguments)
-        if name in known:  # and is given as a mapping
+        if name in known and f"{name}={{" not in text:
+            return (
+                f"`{name}` is not there any more: another option has taken the place of `{name.rpartition('.')[0]}`. "
+                "Leave one of the two out."
+            )
+        if name in known:
             return f"what is given for `{name}` has an option that it has not.{_beside(name, known)}"
         return f"there is no option `{name}`.{nearest_key(name, known)} See `--cfg job` for all of them."
     if unmerged:

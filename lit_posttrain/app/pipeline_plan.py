@@ -20,6 +20,13 @@ REFUSED = {
     "mode": "a pipeline trains: `mode=validate model=local model.path=<pipeline>/<stage>/export` looks at a stage.",
     "ckpt_path": "a pipeline finds the checkpoints of its stages itself: `hydra.run.dir=<its folder>` goes on.",
 }
+REFUSED_OF_A_STAGE = {
+    **REFUSED,
+    **dict.fromkeys(("hydra", "run_dir"), "the folder of a stage is in that of its pipeline, `hydra.run.dir=...`."),
+    "names": "the names of a stage are those of its choices.",
+    "pipeline": "a stage is one run.",
+    "gate": "gates are options of the pipeline, `pipeline.stages.<name>.gate.metric=...`.",
+}
 KINDS = {"PromptDataModule": "prompts", "InstructDataModule": "demonstrations", "PreferenceDataModule": "preferences"}
 # How preferences are seen by a stage that learns from something else: the option of `data` that holds them.
 VIEWS = {"chosen": "chosen", "prompts": "preference_prompts"}
@@ -66,6 +73,8 @@ def plan_stages(pipeline: DictConfig, given: list[str], *, model: str, data_targ
     """
     content: Any = OmegaConf.to_container(pipeline, resolve=False)
     nodes: dict[str, Any] = content["stages"]
+    if not isinstance(nodes, dict) or not nodes:
+        raise ValueError(f"`pipeline.stages` must have a name and `overrides` for each stage, got {nodes}.")
     _check_options(given, list(nodes))
     own = _own_options(content.get("given") or [], list(nodes))
     of_data = [override for override in given if option(override).split(".")[0] == "data"]
@@ -77,13 +86,14 @@ def plan_stages(pipeline: DictConfig, given: list[str], *, model: str, data_targ
                 f"`pipeline.stages.{name}` must have `overrides`, a list, got `{node}`: a stage that is not wanted is "
                 f"left out by `~pipeline.stages.{name}`."
             )
-        replaced = bool(of_data) or any(option(o) == "data" for o in own[name])
-        lines = [o for o in node["overrides"] if not (replaced and option(o).split(".")[0] == "data")]
+        chosen = {option(override) for override in own[name]} & {"data", "model"}  # in place of the pipeline's own
+        replaced = chosen | ({"data"} if of_data else set())
+        lines = [o for o in node["overrides"] if option(o).split(".")[0] not in replaced]
         from_model = "model={model}" in lines
         overrides = [_fill(line, {"model": model}) for line in lines]
         overrides += [o for o in given if option(o).split(".")[0] in SHARED]
         overrides += [o for o in given if _is_for_model(option(o), from_model=from_model)]
-        if of_data and not any(option(o) == "data" for o in own[name]):
+        if of_data and "data" not in chosen:
             overrides += _data_overrides(name, node.get("data") or {}, of_data, data_target)
         overrides += own[name]
         earlier = [stage.name for stage in stages]
@@ -144,6 +154,9 @@ def _own_options(given: Any, stages: list[str]) -> dict[str, list[str]]:
         sign, name, rest = match.groups()
         if name not in found:
             raise ValueError(f"there is no stage `{name}`.{nearest(name, stages)} The stages are: {', '.join(stages)}.")
+        first = option(rest).split(".")[0]
+        if first in REFUSED_OF_A_STAGE:
+            raise ValueError(f"`stage.{name}.{first}` cannot be given: {REFUSED_OF_A_STAGE[first]}")
         found[name].append(sign + rest)
     return found
 

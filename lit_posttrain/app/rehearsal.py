@@ -13,6 +13,7 @@ from lit_posttrain.app.run import make_trainer, prepare
 from lit_posttrain.app.stage_config import compose_stage, told_of
 from lit_posttrain.app.stage_folder import StageFolder, origin_of
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
+from lit_posttrain.data.prompts import PromptDataModule
 from lit_posttrain.data.supervised import SupervisedDataModule
 
 log = logging.getLogger(__name__)
@@ -40,8 +41,21 @@ def rehearse_stages(stages: list[Stage], configs: list[dict[str, Any]], folder: 
                 continue
             log.info("looking over stage %s", stage.name)
             exports[stage.name] = str(Path(outlines) / stage.name)
-            with told_of(stage):
-                rehearse(compose_stage(stage, exports), Path(exports[stage.name]))
+            with told_of(stage, exports):
+                cfg = compose_stage(stage, exports)
+                if stage.gate is not None:
+                    cfg.gate = stage.gate.metric
+                rehearse(cfg, Path(exports[stage.name]))
+
+
+def _check_validation(datamodule: SupervisedDataModule | PromptDataModule, metric: str) -> None:
+    loaders = datamodule.val_dataloader()
+    if isinstance(loaders, list) and not loaders:
+        raise ValueError(
+            f"its gate asks for `{metric}`, and its data have nothing to validate on. Hold rows out "
+            "(`data.val_size=...` or `data.val_fraction=0.1`), give them (`data.val_path=...`), or leave the gate out: "
+            "`pipeline.stages.<name>.gate=null`."
+        )
 
 
 def rehearse(cfg: DictConfig, outline: Path) -> None:
@@ -55,8 +69,9 @@ def rehearse(cfg: DictConfig, outline: Path) -> None:
         Exception: whatever the run would end with.
     """
     module, datamodule = prepare(cfg)
-    if isinstance(datamodule, SupervisedDataModule):
-        datamodule.encode(module.tokenizer)
+    module.check_lengths(datamodule, module.export_config())
+    if str(cfg.gate).startswith("val/") and isinstance(datamodule, SupervisedDataModule | PromptDataModule):
+        _check_validation(datamodule, cfg.gate)
     # a logger might begin a run of its own, and what the Trainer says of devices belongs to the stage
     cfg = copy.deepcopy(cfg)
     OmegaConf.update(cfg, "logger", None)

@@ -38,8 +38,12 @@ def compose_stage(stage: Stage, exports: Mapping[str, str]) -> DictConfig:
 
 
 @contextmanager
-def told_of(stage: Stage) -> Iterator[None]:
+def told_of(stage: Stage, exports: Mapping[str, str] | None = None) -> Iterator[None]:
     """Name the stage in whatever is said against its configuration.
+
+    Args:
+        stage: of a pipeline.
+        exports: folders that stand for the exports of other stages, which the user knows as `{name}`.
 
     Raises:
         ValueError: in place of any other error.
@@ -47,4 +51,7 @@ def told_of(stage: Stage) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"stage `{stage.name}`: {explain_composition_error(words(error), stage.overrides)}") from error
+        text = explain_composition_error(words(error), stage.overrides)
+        for name, folder in (exports or {}).items():
+            text = text.replace(folder, f"{{{name}}}")
+        raise ValueError(f"stage `{stage.name}`: {text}") from error

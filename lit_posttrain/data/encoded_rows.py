@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_posttrain.batching import EncodedPair, EncodedRow, JudgedRow
 from lit_posttrain.data.columns import Row
 from lit_posttrain.data.encoder import Encoder
 from lit_posttrain.data.examples import Encoded, Example
 from lit_posttrain.data.rows import Rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -133,6 +136,7 @@ def encode_rows(parsed: ParsedRows, encoder: Encoder, leaving_out: LeavingOut, *
     check_share(dropped, total, rows, leaving_out)
     if dropped:
         log.warning("%s: %d of %d rows are left out, first %s", _name(rows), len(dropped), total, dropped[0])
+    _warn_of_unknown_tokens(examples, encoder.tokenizer, _name(rows))
     if rewritten:
         log.warning(
             "%s: the chat template rewrites earlier turns of %d rows, of these the last turn alone is supervised",
@@ -140,6 +144,28 @@ def encode_rows(parsed: ParsedRows, encoder: Encoder, leaving_out: LeavingOut, *
             rewritten,
         )
     return EncodedRows(examples, rows.select(kept), dropped)
+
+
+def _warn_of_unknown_tokens(examples: list[Encoded], tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id):  # GPT-2's is its EOS
+        return
+    parts = [ids for example in examples for row in _sequences(example) for ids in (row.prompt_ids, row.completion_ids)]
+    number = sum(ids.count(unknown) for ids in parts)
+    if number:
+        log.warning(
+            "%s: %d of %d tokens are `%s`, words that the tokenizer does not know and the model cannot tell apart",
+            source,
+            number,
+            sum(map(len, parts)),
+            tokenizer.unk_token,
+        )
+
+
+def _sequences(example: Encoded) -> tuple[EncodedRow, ...]:
+    if isinstance(example, EncodedPair):
+        return example.chosen, example.rejected
+    return (example.row,) if isinstance(example, JudgedRow) else (example,)
 
 
 def check_share(dropped: Sequence[str], total: int, rows: Rows, leaving_out: LeavingOut) -> None:

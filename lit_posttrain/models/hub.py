@@ -43,12 +43,13 @@ NEEDED = {
 }
 
 
-def resolve_folder(path: str, *, file: str = "config.json") -> tuple[str, bool]:
+def resolve_folder(path: str, *, file: str = "config.json", option: str = "model.path") -> tuple[str, bool]:
     """Where to load `path` from: a local folder, the cache, or the Hub.
 
     Args:
         path: a folder, or the name of a repository on the Hub such as "gpt2".
         file: what makes a folder one of the wanted kind, "config.json" or "adapter_config.json".
+        option: which has named it, for errors.
 
     Returns:
         What to pass to `from_pretrained`, and its `local_files_only`.
@@ -64,7 +65,7 @@ def resolve_folder(path: str, *, file: str = "config.json") -> tuple[str, bool]:
             raise FileNotFoundError(f"`{path}` is a folder without {NEEDED[file]}")
         return str(folder), True
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or ":" in path:
-        raise FileNotFoundError(f"there is no folder `{path}` (looked at {folder.resolve()}); check `model.path`.")
+        raise FileNotFoundError(f"there is no folder `{path}` (looked at {folder.resolve()}); check `{option}`.")
     if hub_is_reachable():
         return path, False
     if isinstance(try_to_load_from_cache(path, file), str):

@@ -55,6 +55,11 @@ class Pretrained:
             raise ValueError(
                 f"`model.attention` must be one of {', '.join(ATTENTION)} or null, got `{self.attention}`."
             )
+        if self.lora is not None and not isinstance(self.lora, Lora):
+            raise TypeError(
+                f"`model.lora` must be null or have options of its own, got `{self.lora}`: `model/lora=default` "
+                "switches LoRA on."
+            )
         if self.random_init and self.lora is not None and self.lora.export == "adapter":
             raise ValueError(
                 "`model.lora.export=adapter` does not go with `model.random_init`: nobody could load the weights that "

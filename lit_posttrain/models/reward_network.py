@@ -107,8 +107,8 @@ class RewardNetwork(PacksRows):
             FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
             ValueError: if it is no reward model.
         """
-        folder, local = resolve_folder(path)
         check_reward_model(path)
+        folder, local = resolve_folder(path)
         model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, local_files_only=local)
         return cls(model.eval())
 
@@ -195,14 +195,18 @@ def classifier_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def check_reward_model(path: str) -> None:
+def check_reward_model(path: str, *, option: str = "reward.path") -> None:
     """Find out without loading weights whether a folder holds a reward model.
+
+    Args:
+        path: a folder, or the name of a repository on the Hub.
+        option: which has named it, for errors.
 
     Raises:
         FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
         ValueError: if it is none.
     """
-    folder, local = resolve_folder(path)
+    folder, local = resolve_folder(path, option=option)
     config = AutoConfig.from_pretrained(folder, local_files_only=local)
     built = ", ".join(config.architectures or ["an unknown model"])
     if "ForSequenceClassification" not in built or config.num_labels != 1:

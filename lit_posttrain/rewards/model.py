@@ -67,7 +67,7 @@ class LearnedReward:
 
         network, encoder = self._load()
         rows = [encoder.encode(prompt, text)[0] for prompt, text in zip(prompts, completions, strict=True)]
-        self._check_lengths(rows, context_length(network.model))
+        self._check_lengths(rows, context_length(network.model.config))
         pad_id = network.model.config.get_text_config().pad_token_id or 0
         order = sorted(range(len(rows)), key=lambda index: rows[index].length)
         scores = [0.0] * len(rows)

@@ -77,6 +77,12 @@ def test_help_examples_compose(example):
             ["data=gridworld_preferences", "data.path.shares=[1,2]"],
             "`data.path.shares` cannot be replaced by a value of that kind. `data.path.shares` has: longer, unfini",
         ),
+        (["pipeline=rlhf", "pipeline.stages.rn.gate=null"], "Did you mean `pipeline.stages.rm.gate`?"),
+        (
+            ["pipeline=rlhf", "pipeline.stages.rm.gate=null", "pipeline.stages.rm.gate.metric=val/loss"],
+            "`pipeline.stages.rm.gate.metric` is not there any more: another option has taken the place of "
+            "`pipeline.stages.rm.gate`.",
+        ),
         (["moddel=tiny"], "there is no option `moddel`. Did you mean `model`?"),
         (["algo.groupsize=4"], "there is no option `algo.groupsize`. Did you mean `algo.group_size`?"),
         (["optim.learning_rate=1"], "no option `optim.learning_rate`. `optim` has: lr, betas, eps, weight_decay."),

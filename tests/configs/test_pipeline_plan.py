@@ -76,6 +76,12 @@ def test_where_weights_come_from_reaches_the_first_stage_and_how_they_are_used_a
     assert not set(first) & set(grpo)
 
 
+def test_a_model_of_one_stage_takes_the_place_of_the_pipeline_s():
+    stages = plan("rlhf", "stage.rm.model=gpt2", "stage.rm.model.seed=3")
+    assert [o for o in stages["rm"] if o.startswith("model")] == ["model=gpt2", "model.seed=3"]
+    assert [o for o in stages["ppo"] if o.startswith("model")] == ["model=local", "model.path={sft}"]
+
+
 def test_an_option_of_one_stage_comes_last_and_its_data_take_the_place_of_the_pipeline_s():
     path = r"data.path='it\'s [one], {two}\\.jsonl'"
     own = ["stage.sft.optim.lr=1e-4", "+stage.grpo.trainer.benchmark=true", "stage.grpo.data=gsm8k"]
@@ -98,6 +104,11 @@ def test_an_option_of_one_stage_comes_last_and_its_data_take_the_place_of_the_pi
         (["data=gsm8k_sft"], "stage `grpo` learns from prompts or preferences, and `data=` names demonstrations"),
         (["data=mine"], "and `data=` names data of its own kind"),
         (["stage.sft.model.path={grpo}"], "names `{grpo}`, which is no stage before it. There are: none."),
+        (["stage.grpo.mode=validate"], "`stage.grpo.mode` cannot be given: a pipeline trains"),
+        (["stage.grpo.run_dir=x"], "`stage.grpo.run_dir` cannot be given: the folder of a stage is in that of its"),
+        (["stage.grpo.hydra.run.dir=x"], "`stage.grpo.hydra` cannot be given: the folder of a stage"),
+        (["stage.grpo.pipeline=rlhf"], "`stage.grpo.pipeline` cannot be given: a stage is one run"),
+        (["stage.grpo.gate=val/loss"], "`stage.grpo.gate` cannot be given: gates are options of the pipeline"),
         (["-m", "seed=0,1"], "a pipeline cannot be swept (`-m`)"),
     ],
 )
@@ -114,6 +125,8 @@ def test_a_mistake_on_the_command_line(arguments, said):
         ({"stages__sft__data": {"preferences": "chosn"}}, "as chosen, prompts, got `chosn`. Did you mean `chosen`?"),
         ({"stages__sft__gate__atleast": 1}, "there is no option `pipeline.stages.sft.gate.atleast`. Did you mean"),
         ({"stages__sft__gate__at_most": "low"}, "`pipeline.stages.sft.gate.at_most` must be a number or `first`"),
+        ({"stages__sft__gate__at_most": float("nan")}, "must be a number or `first`, got `nan`"),
+        ({"stages": None}, "`pipeline.stages` must have a name and `overrides` for each stage, got None"),
         ({"stages__sft__gate__at_least": 1}, "one of `at_least` and `at_most`, got"),
     ],
 )
@@ -126,6 +139,12 @@ def test_a_mistake_in_the_yaml(edits, said):
 def test_a_stage_s_option_without_a_pipeline():
     with pytest.raises(ValueError, match=r"`stage.sft.optim.lr=1` is for a stage of a pipeline: add `pipeline=rlhf`"):
         gather_stage_options(["stage.sft.optim.lr=1"])
+
+
+@pytest.mark.parametrize("gate", [[1], "val/loss", 3])
+def test_a_gate_is_a_mapping(gate):
+    with pytest.raises(ValueError, match=r"`pipeline\.stages\.sft\.gate` must have `metric` and .* or be null, got"):
+        Gate.of("sft", gate)
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,14 @@ def test_what_can_run_is_run(command_line, started, tmp_path):
     [
         ("ppo.algo.value_clip=0", "stage `ppo`: `value_clip` must be > 0"),
         ("ppo.algo.critic=./foo", "stage `ppo`: `critic` must be policy, shared or a reward model, got `./foo`"),
+        ("ppo.algo.critic={sft}", "stage `ppo`: `{sft}` holds GPT2LMHeadModel, which is no reward model"),
+        ("ppo.algo.critic=/no/where", "there is no folder `/no/where` (looked at /no/where); check `algo.critic`"),
+        ("ppo.reward.path=/no/where", "there is no folder `/no/where` (looked at /no/where); check `reward.path`"),
+        ("ppo.algo.sampling.max_new_tokens=4000", "`sampling.max_new_tokens` is 4000, but the model's context is 128"),
+        ("ppo.optim.betas=3", "stage `ppo`: `optim.betas` must be a list of numbers from 0 to below 1"),
+        ("ppo.algo.kl_target=abc", "stage `ppo`: `algo.kl_target` must be a number, got `abc`"),
+        ("ppo.optim=null", "stage `ppo`: `optim=null`: a group needs one of its options"),
+        ("rm.model.lora=default", "`model/lora=default` switches LoRA on"),
         ("ppo.reward.batch_size=0", "stage `ppo`: `batch_size` must be >= 1, got 0"),
         ("ppo.trainer.precision=foo", "stage `ppo`: Precision 'foo' is invalid"),
         ("ppo.data.path.width=0", "stage `ppo`: `width` must be"),
@@ -53,6 +61,21 @@ def test_a_wrong_value_of_a_later_stage_ends_the_pipeline_before_the_first(comma
     assert (status, started) == (1, [])
     assert said in errors
     assert "Error in call to target" not in errors
+
+
+def test_a_gate_on_rows_that_are_not_there(command_line, started, tmp_path):
+    starts = ["a1", "a2", "b1", "b2", "a3", "b3"]
+    pairs = [{"prompt": f"grid 3 3 walls start {c} goal c3 path", "chosen": " c3", "rejected": " a2"} for c in starts]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    own = ["pipeline=rlhf", "data=preferences", "data.path=pairs.jsonl"]
+    status, _, errors = command_line(*own)
+    assert (status, started) == (1, [])
+    assert "stage `sft`: its gate asks for `val/loss`, and its data have nothing to validate on. Hold rows" in errors
+    status, _, errors = command_line(*own, "pipeline.stages.sft.gate=null", "pipeline.stages.rm.gate=null")
+    assert (status, started) == (1, [])
+    assert "stage `ppo`: its gate asks for `val/reward`" in errors
+    _, _, errors = command_line(*own, "data.val_size=2")
+    assert started == ["algo=sft"], errors
 
 
 def test_a_model_of_which_no_reward_model_can_be_made(command_line, started, tmp_path, word_tokenizer):

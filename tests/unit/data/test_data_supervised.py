@@ -1,5 +1,6 @@
 """The DataModules: reading, leaving out, bad input with its place, and a Trainer that stops and goes on."""
 
+import copy
 import json
 
 import pytest
@@ -47,6 +48,24 @@ def test_the_constructor_may_have_the_tokenizer(word_tokenizer):
     assert [len(part) for part in data.predict_dataloader()] == [2, 1]
     data.sources = None  # read once
     data.setup("validate")
+
+
+def test_words_that_the_tokenizer_does_not_know_are_counted(word_tokenizer, caplog):
+    pairs = [
+        {"prompt": "w1 foo", "chosen": " w2", "rejected": " bar bar w3"},
+        {"prompt": "w1", "chosen": " w4", "rejected": " w5"},
+    ]
+    ready(PreferenceDataModule(pairs), word_tokenizer)
+    # the prompt is there twice, and every completion has its EOS
+    assert "the rows given: 4 of 16 tokens are `w0`, words that the tokenizer does not know" in caplog.text
+    caplog.clear()
+    ready(PreferenceDataModule(pairs[1:]), word_tokenizer)
+    ready(InstructDataModule([{"prompt": "w1", "completion": " w4"}]), word_tokenizer)
+    assert "does not know" not in caplog.text
+    both = copy.deepcopy(word_tokenizer)
+    both.eos_token = "w0"  # as GPT-2's, whose EOS is its unknown token
+    ready(PreferenceDataModule(pairs), both)
+    assert "does not know" not in caplog.text
 
 
 def test_worker_processes_make_the_same_tokens(word_tokenizer):
