@@ -55,27 +55,31 @@ def explain_composition_error(text: str, arguments: list[str]) -> str:
     unknown = re.search(r"Key '([^']+)' is not in struct", text)
     unmerged = re.search(r"Error merging override ([^=]+)=", text)
     if "Config group override must be a string" in text:
-        named = ", ".join(f"`{argument}`" for argument in arguments if argument.endswith("=null"))
+        named = ", ".join(f"`{argument}`" for argument in arguments if re.fullmatch(r"[^.]+=null", argument))
         return f"{named}: a group needs one of its options, and null is none; leave it out."
     if missing_group:
-        name = missing_group.group(1)
-        if name.startswith("model.lora.") and "model/lora=default" not in arguments:
-            return f"`{name}` belongs to LoRA, which is off: add `model/lora=default`."
-        known = _known_keys(arguments)
-        if name in known and f"{name}={{" not in text:
-            return (
-                f"`{name}` is not there any more: another option has taken the place of `{name.rpartition('.')[0]}`. "
-                "Leave one of the two out."
-            )
-        if name in known:
-            return f"what is given for `{name}` has an option that it has not.{_beside(name, known)}"
-        return f"there is no option `{name}`.{nearest_key(name, known)} See `--cfg job` for all of them."
+        return _explain_missing(missing_group.group(1), text, arguments)
     if unmerged:
         name = unmerged.group(1)
         return f"`{name}` cannot be replaced by a value of that kind.{_beside(name, _known_keys(arguments))}"
     if unknown:
         return f"there is no option `{unknown.group(1)}`.{nearest_key(unknown.group(1), _known_keys(arguments))}"
     return text
+
+
+def _explain_missing(name: str, text: str, arguments: list[str]) -> str:
+    """The message for an override of what is not there; `text` is Hydra's, which quotes it."""
+    if name.startswith("model.lora.") and "model/lora=default" not in arguments:
+        return f"`{name}` belongs to LoRA, which is off: add `model/lora=default`."
+    known = _known_keys(arguments)
+    if name not in known:
+        return f"there is no option `{name}`.{nearest_key(name, known)} See `--cfg job` for all of them."
+    if f"{name}={{" in text:
+        return f"what is given for `{name}` has an option that it has not.{_beside(name, known)}"
+    return (
+        f"`{name}` is not there any more: another option has taken the place of `{name.rpartition('.')[0]}`. "
+        "Leave one of the two out."
+    )
 
 
 def _beside(name: str, known: list[str]) -> str:

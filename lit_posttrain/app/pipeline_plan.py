@@ -42,12 +42,14 @@ class Stage:
         overrides: as on a command line; `{other}` stands for the export of the stage `other`, before this one.
         inputs: the names of those stages.
         gate: what its summary has to show, None = nothing.
+        view: whether `data=` of the command line became `data.path.preferences` here.
     """
 
     name: str
     overrides: list[str]
     inputs: list[str]
     gate: Gate | None
+    view: bool = False
 
     def filled(self, exports: Mapping[str, str]) -> list[str]:
         """The overrides with the export of each stage before in its place."""
@@ -93,14 +95,14 @@ def plan_stages(pipeline: DictConfig, given: list[str], *, model: str, data_targ
         overrides = [_fill(line, {"model": model}) for line in lines]
         overrides += [o for o in given if option(o).split(".")[0] in SHARED]
         overrides += [o for o in given if _is_for_model(option(o), from_model=from_model)]
-        if of_data and "data" not in chosen:
-            overrides += _data_overrides(name, node.get("data") or {}, of_data, data_target)
+        data = [] if "data" in chosen else _data_overrides(name, node.get("data") or {}, of_data, data_target)
+        overrides += data
         overrides += own[name]
         earlier = [stage.name for stage in stages]
         inputs = [other for other in earlier if any(f"{{{other}}}" in override for override in overrides)]
         _check_placeholders(name, lines, earlier, known=None)
         _check_placeholders(name, own[name], earlier, known=list(nodes))
-        stages.append(Stage(name, overrides, inputs, Gate.of(name, node.get("gate"))))
+        stages.append(Stage(name, overrides, inputs, Gate.of(name, node.get("gate")), view=data not in ([], of_data)))
     return stages
 
 
@@ -175,7 +177,9 @@ def _check_data(overrides: list[str]) -> None:
 
 
 def _data_overrides(stage: str, forms: dict[str, str], overrides: list[str], target: str) -> list[str]:
-    """The user's choice of data in the form that a stage learns from."""
+    """The user's choice of data in the form that a stage learns from, if there is one."""
+    if not overrides:
+        return []
     kind = KINDS.get(target.rpartition(".")[2], "data of its own kind")
     form = forms.get(kind)
     if form is None:

@@ -147,6 +147,10 @@ def test_killed_stopped_by_a_gate_done_and_changed(command_line, stages, tmp_pat
     [
         (["pipeline=rlfh"], "there is no `pipeline=rlfh`. Did you mean `rlhf`?"),
         (["pipeline=grpo", "stage.grpo.algo=ppoo"], "stage `grpo`: there is no `algo=ppoo`."),
+        (
+            ["pipeline=rlhf", "data=preferences"],
+            "stage `sft`: `data.path` must be given: add `data.path=...` to the command line",
+        ),
         (["pipeline=grpo", "data=hh_rlhf"], "stage `grpo`: `reward.path` must be given"),
         (["pipeline=grpo", "pipeline.stages.sft=null"], "`pipeline.stages.sft` must have `overrides`, a list, got"),
     ],
