@@ -34,8 +34,9 @@ calls = 0
 def fn(completions, **columns):
     global calls
     calls += 1
-    with open(f"process-{rank}", "w") as file:
-        file.write(str(os.getpid()))
+    if calls == 1:  # not in every call: a process that is ended while it writes leaves an empty file
+        with open(f"process-{rank}", "w") as file:
+            file.write(str(os.getpid()))
     if calls == 3:
         if rank == "FAILING":
             raise ZeroDivisionError("no luck")
