@@ -20,12 +20,10 @@ def nearest_key(name: str, known: list[str]) -> str:
     parent, _, last = name.rpartition(".")
     grandparent, _, middle = parent.rpartition(".")
     if grandparent in known and parent not in known:  # not the last word is wrong but the one before
-        siblings = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == grandparent]
-        alike = difflib.get_close_matches(middle, siblings, n=1, cutoff=0.5)
+        alike = difflib.get_close_matches(middle, _below(grandparent, known), n=1, cutoff=0.5)
         if alike:
             return f" Did you mean `{grandparent}.{alike[0]}.{last}`?"
-    names = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == parent]
-    beside = [each for each in names if each[0] != "_"]  # no `_target_`
+    beside = _below(parent, known)
     alike = difflib.get_close_matches(last, beside, n=1, cutoff=0.6)
     if alike:
         return f" Did you mean `{parent}.{alike[0]}`?" if parent else f" Did you mean `{alike[0]}`?"
@@ -61,7 +59,7 @@ def explain_composition_error(text: str, arguments: list[str]) -> str:
         return _explain_missing(missing_group.group(1), text, arguments)
     if unmerged:
         name = unmerged.group(1)
-        return f"`{name}` cannot be replaced by a value of that kind.{_beside(name, _known_keys(arguments))}"
+        return f"`{name}` cannot be replaced by a value of that kind.{_options_of(name, _known_keys(arguments))}"
     if unknown:
         return f"there is no option `{unknown.group(1)}`.{nearest_key(unknown.group(1), _known_keys(arguments))}"
     return text
@@ -75,17 +73,23 @@ def _explain_missing(name: str, text: str, arguments: list[str]) -> str:
     if name not in known:
         return f"there is no option `{name}`.{nearest_key(name, known)} See `--cfg job` for all of them."
     if f"{name}={{" in text:
-        return f"what is given for `{name}` has an option that it has not.{_beside(name, known)}"
+        return f"what is given for `{name}` has an option that it has not.{_options_of(name, known)}"
     return (
         f"`{name}` is not there any more: another option has taken the place of `{name.rpartition('.')[0]}`. "
         "Leave one of the two out."
     )
 
 
-def _beside(name: str, known: list[str]) -> str:
-    """What stands below a name, or nothing where nothing does."""
-    below = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == name]
-    return f" `{name}` has: {', '.join(key for key in below if key[0] != '_')}." if below else ""
+def _below(name: str, known: list[str]) -> list[str]:
+    """The last words of the names that stand one below this one, `_target_` and its like left out."""
+    words = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == name]
+    return [word for word in words if word[0] != "_"]
+
+
+def _options_of(name: str, known: list[str]) -> str:
+    """' `name` has: ...', or nothing where nothing stands below it."""
+    below = _below(name, known)
+    return f" `{name}` has: {', '.join(below)}." if below else ""
 
 
 def check_additions(arguments: list[str], groups: list[str]) -> None:
