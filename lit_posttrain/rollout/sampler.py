@@ -99,8 +99,9 @@ def _decode(
     finished = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
 
     cache = DynamicCache(config=model.config)
+    cached = {_cache_argument(model): cache}
     positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
-    logits = _next_logits(model, prompt_ids, prompt_mask, positions, cache).repeat_interleave(num_samples, 0)
+    logits = _next_logits(model, prompt_ids, prompt_mask, positions, cached).repeat_interleave(num_samples, 0)
     cache.batch_repeat_interleave(num_samples)  # the prompt is computed once for its whole group
     mask = prompt_mask.repeat_interleave(num_samples, 0)
     position = prompt_mask.sum(1).repeat_interleave(num_samples, 0)
@@ -121,20 +122,22 @@ def _decode(
             cache.batch_select_indices(kept)
             rows, token, mask, position = rows[kept], token[kept], mask[kept], position[kept]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits = _next_logits(model, token[:, None], mask, position[:, None], cache)
+        logits = _next_logits(model, token[:, None], mask, position[:, None], cached)
         position = position + 1
     return ids, lengths, finished
 
 
-def _next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
-    """Logits after the last given token, (B, V); the cache grows by the given tokens."""
+def _next_logits(
+    model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor, cached: dict[str, DynamicCache]
+) -> Tensor:
+    """Logits after the last given token, (B, V); the cache, under the model's name for it, grows by them."""
     output = model(
         input_ids=ids,
         attention_mask=mask.long(),
         position_ids=positions,
         use_cache=True,
         logits_to_keep=1,
-        **{_cache_argument(model): cache},
+        **cached,
     )
     return output.logits[:, -1]
 
