@@ -1,12 +1,11 @@
 """What would end a stage before its first step, found out before any stage is run."""
 
-import copy
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lit_posttrain.app.pipeline_plan import Stage
 from lit_posttrain.app.run import make_trainer, prepare
@@ -43,6 +42,7 @@ def rehearse_stages(stages: list[Stage], configs: list[dict[str, Any]], folder: 
             exports[stage.name] = str(Path(outlines) / stage.name)
             with told_of(stage, exports):
                 cfg = compose_stage(stage, exports)
+                cfg.logger = None  # one might begin a run of its own
                 if stage.gate is not None:
                     cfg.gate = stage.gate.metric
                 rehearse(cfg, Path(exports[stage.name]))
@@ -72,12 +72,9 @@ def rehearse(cfg: DictConfig, outline: Path) -> None:
     module.check_lengths(datamodule, module.export_config())
     if str(cfg.gate).startswith("val/") and isinstance(datamodule, SupervisedDataModule | PromptDataModule):
         _check_validation(datamodule, cfg.gate)
-    # a logger might begin a run of its own, and what the Trainer says of devices belongs to the stage
-    cfg = copy.deepcopy(cfg)
-    OmegaConf.update(cfg, "logger", None)
     voice = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = voice.level
-    voice.setLevel(logging.WARNING)
+    voice.setLevel(logging.WARNING)  # what the Trainer says of devices belongs to the stage
     try:
         make_trainer(cfg, MetricsHistory())
     finally:
