@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -12,6 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lit_posttrain.algos.sharded_strategy import sharding_mesh
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler, TrainingModule
+from lit_posttrain.batching import PassLoader, ReplayedPasses
+from lit_posttrain.data.step_loader import FixedLoader, StepLoader
 from lit_posttrain.data.supervised import SupervisedDataModule
 from lit_posttrain.models.context import context_length
 from lit_posttrain.models.loading import Pretrained, as_pretrained
@@ -127,6 +130,20 @@ class LanguageModelModule(TrainingModule):
         self.build_networks()
         self._refuse_adapter()  # one that a function has built
         self.shard_networks(mesh)
+
+    def make_training_loader(self, loader: Any) -> PassLoader:
+        """The micro-batches that a loader gives, in passes that can be gone on with anywhere.
+
+        A plan of optimiser steps is cut and shared out as the Trainer has it; of somebody else's loader each batch is a
+        micro-batch, and the order of a shuffling `DataLoader` is made a function of the seed and the epoch.
+        """
+        trainer = self.trainer
+        if isinstance(loader, FixedLoader):
+            plan = loader.plan.dealt(
+                micro_batches=trainer.accumulate_grad_batches, rank=self.global_rank, world_size=trainer.world_size
+            )
+            return StepLoader(plan, trainer)
+        return StepLoader(ReplayedPasses(loader, seed=torch.initial_seed(), world_size=trainer.world_size), trainer)
 
     def on_fit_start(self) -> None:
         """Find out before the first step whether the rows fit the model."""

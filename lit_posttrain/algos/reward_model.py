@@ -275,7 +275,7 @@ class RewardModel(LanguageModelModule):
         if self.normalization == "none":
             return
         loader, network = self.trainer.train_dataloader, self._loaded()
-        if not isinstance(loader, StepLoader):
+        if not isinstance(loader, StepLoader) or loader.plan is None:
             return  # somebody else's: reading it again might not be for free, or not start at its beginning
         steps = math.ceil(self.normalization_pairs / loader.plan.batch_size)
         totals = torch.zeros(3, dtype=torch.float64)

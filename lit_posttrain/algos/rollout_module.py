@@ -16,13 +16,12 @@ from lit_posttrain.algos.experience import Experience, PromptRow, check_rows, ev
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
 from lit_posttrain.algos.rollout_metrics import RolloutRecord, rollout_metrics
 from lit_posttrain.algos.samples import Judged, Samples, first_with_spread
-from lit_posttrain.batching import PlannedRollout, Rollout, in_batches, plan_steps
+from lit_posttrain.batching import PlannedRollout, Rollout, in_batches, plan_steps, stable_hash
 from lit_posttrain.models.policy import TokenStatistics
 from lit_posttrain.models.reference import Reference
 from lit_posttrain.models.sharding import whole
 from lit_posttrain.models.tokenizers import pad_token_id
 from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions, Scores
-from lit_posttrain.rollout.counter_rng import stable_hash
 from lit_posttrain.rollout.sampling import Sampling
 
 # A prompt's random numbers are keyed by rollout, prompt batch in the rollout (8 bits) and place in that batch (24).

@@ -8,13 +8,17 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
-from lit_posttrain.algos.resuming import take_up_epoch
+from lit_posttrain.algos.attachment import attach_training_loader, detach_training_loader
+from lit_posttrain.algos.exact_resume import ExactResume
+from lit_posttrain.algos.standing import refuse_callbacks
 from lit_posttrain.algos.step_statistics import StepStatistics
+from lit_posttrain.batching import PassLoader
 from lit_posttrain.models.sharding import begin_states, total_norm
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
@@ -31,6 +35,7 @@ class TrainingModule(L.LightningModule):
 
     Attributes:
         progress_bar: metrics that the progress bar shows.
+        exact_resume: makes a fit go on exactly where another one was interrupted.
     """
 
     progress_bar: tuple[str, ...] = ()
@@ -40,6 +45,7 @@ class TrainingModule(L.LightningModule):
         super().__init__()
         self._make_optimizer = optimizer or self.default_optimizer()
         self._make_scheduler = scheduler or self.default_scheduler()
+        self.exact_resume = ExactResume()
 
     def default_optimizer(self) -> MakeOptimizer:
         """AdamW with lr 1e-6 and no weight decay."""
@@ -56,6 +62,38 @@ class TrainingModule(L.LightningModule):
     @abstractmethod
     def step_metrics(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
         """Metrics by name, from what `loss` added to the statistics."""
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether weights, optimiser and counters speak of the same step, so that a checkpoint can be gone on from."""
+        return not self.exact_resume.inside_update(self.trainer)
+
+    @abstractmethod
+    def make_training_loader(self, loader: Any) -> PassLoader:
+        """The loader to train from, made of the one that the Trainer was given."""
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Those that the module brings along."""
+        return [self.exact_resume]
+
+    def setup(self, stage: str) -> None:
+        """See to it that training reads the data through a loader that knows its place.
+
+        Raises:
+            ValueError: if a callback of the Trainer cannot work.
+        """
+        refuse_callbacks(self.trainer)
+        attach_training_loader(self.trainer)
+
+    def teardown(self, stage: str) -> None:
+        """Leave the Trainer as it was."""
+        detach_training_loader(self.trainer)
+
+    def training_loader(self, loader: Any) -> PassLoader:
+        """The loader to train from, at the place of the checkpoint where there is one."""
+        made = loader if isinstance(loader, PassLoader) else self.make_training_loader(loader)
+        self.exact_resume.load_place(self.trainer, made)
+        return made
 
     @property
     def loss_scale(self) -> int:
@@ -119,13 +157,11 @@ class TrainingModule(L.LightningModule):
         checkpoint["algorithm"] = type(self).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another algorithm; while fitting, let Lightning begin where the stored run stopped."""
+        """Refuse a checkpoint of another algorithm."""
         self.check_checkpoint(checkpoint)
-        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            take_up_epoch(checkpoint)
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Find out whether this module can go on from a checkpoint, before anything else is done.
+        """Find out whether a checkpoint is one of this module's, before anything else is done.
 
         Raises:
             ValueError: if another class wrote it.

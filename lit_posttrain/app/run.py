@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-import time
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -28,6 +27,7 @@ from lit_posttrain.app.wandb_runs import log_summary, own_wandb_run
 from lit_posttrain.app.watched_metric import WatchedMetric
 from lit_posttrain.batching import in_prompt_order
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
+from lit_posttrain.callbacks.run_clock import RunClock
 from lit_posttrain.callbacks.step_row import StepRow
 
 log = logging.getLogger(__name__)
@@ -67,19 +67,18 @@ def run(cfg: DictConfig) -> float | None:
     else:
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)  # there already where Hydra runs the job
-        started = time.time()
         trainer.fit(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True)
-        trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")  # to go on from with more steps
         if trainer.enable_validation and trainer.global_step != history.last_validation_step:
             # so that `last` is of the last weights
             trainer.validate(module, datamodule=datamodule, weights_only=True, verbose=False)
-        finish(cfg, trainer, module, history, wall_s=time.time() - started)
+        finish(cfg, trainer, module, history)
     return history.metrics.get(cfg.watch.metric, {}).get("best")
 
 
 def prepare(cfg: DictConfig) -> tuple[LanguageModelModule, LightningDataModule]:
     """Module and data, looked at as far as they can be without weights, so that what is wrong is said before."""
     module: LanguageModelModule = instantiate(cfg.algo, _convert_="all")
+    module.exact_resume.allow_changed_data = cfg.allow_changed_data
     module.check_model()
     if cfg.ckpt_path is not None:
         module.check_checkpoint(read_checkpoint(cfg.ckpt_path))
@@ -96,7 +95,7 @@ def make_trainer(cfg: DictConfig, history: MetricsHistory) -> Trainer:
     callbacks: list[Callback] = [history, WatchedMetric("watch.metric", cfg.watch.metric)]
     if cfg.gate is not None:
         callbacks.append(WatchedMetric("gate", cfg.gate))
-    callbacks += [ConfigFile(cfg), EndTogether()]
+    callbacks += [ConfigFile(cfg), EndTogether(), RunClock()]
     callbacks += [instantiate(callback, _convert_="all") for callback in (cfg.callbacks or {}).values() if callback]
     callbacks.append(StepRow())  # behind those that log at the end of a batch
     resumes = cfg.mode == "fit" and cfg.ckpt_path is not None
@@ -147,15 +146,13 @@ def predict(trainer: Trainer, module: LanguageModelModule, datamodule: Lightning
         log.info("predictions: %s", path)
 
 
-def finish(
-    cfg: DictConfig, trainer: Trainer, module: LanguageModelModule, history: MetricsHistory, *, wall_s: float
-) -> None:
+def finish(cfg: DictConfig, trainer: Trainer, module: LanguageModelModule, history: MetricsHistory) -> None:
     """Write `export/` with the last weights, `export_best/` with those best by the watched metric, `summary.json`.
 
     All processes take part, since each may hold a part of the weights only.
     """
     folder = Path(cfg.run_dir)
-    summary = describe_run(cfg, trainer, module, history, wall_s=wall_s)
+    summary = describe_run(cfg, trainer, module, history)
     module.save_pretrained(folder / "export")
     best = best_checkpoint(trainer, cfg.watch.metric, last=history.metrics.get(cfg.watch.metric, {}).get("last"))
     if best is not None:
@@ -169,7 +166,7 @@ def finish(
     for name, values in summary["metrics"].items():
         if name.startswith("val/"):
             log.info("%-24s %.3f -> %.3f (best %.3f)", name, values["first"], values["last"], values["best"])
-    log.info("%s steps in %.0f s; everything is in %s", summary["steps"], wall_s, folder)
+    log.info("%s steps in %.0f s; everything is in %s", summary["steps"], summary["wall_s"], folder)
 
 
 def best_checkpoint(trainer: Trainer, metric: str, *, last: float | None) -> str | None:

@@ -7,34 +7,45 @@ import sys
 from typing import Any
 
 import torch
-from lightning import Trainer
+from lightning import Callback, Trainer
 from omegaconf import DictConfig
 
 from lit_posttrain.algos.language_model_module import LanguageModelModule
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
+from lit_posttrain.callbacks.progress import Progress
+from lit_posttrain.callbacks.run_clock import RunClock
 from lit_posttrain.models.fingerprint import tensors_sha256
 
 PACKAGES = ("lit-posttrain", "torch", "lightning", "transformers", "hydra-core")
 
 
 def describe_run(
-    cfg: DictConfig, trainer: Trainer, module: LanguageModelModule, history: MetricsHistory, *, wall_s: float
+    cfg: DictConfig, trainer: Trainer, module: LanguageModelModule, history: MetricsHistory
 ) -> dict[str, Any]:
-    """The content of `summary.json`; `metrics` has first, last and best of every metric of the run."""
+    """The content of `summary.json`; `metrics` has first, last and best of every metric of the run.
+
+    Times and tokens are those of all parts of a run that was resumed.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return {
         "algo": cfg.names.algo,
         "model": cfg.names.model,
         "data": cfg.names.data,
         "seed": cfg.seed,
         "steps": trainer.global_step,
-        "wall_s": round(wall_s, 2),
+        "wall_s": next((round(each.seconds, 2) for each in callbacks if isinstance(each, RunClock)), None),
         "device": _device(module),
         "versions": _versions(),
         "weights_sha256": tensors_sha256(module.exported_weights()),
         "peak_memory_mb": _peak_memory_mb(module),
-        "throughput": {"tokens_per_s": history.metrics.get("throughput/tokens_per_s", {}).get("last")},
+        "throughput": next((_throughput(each) for each in callbacks if isinstance(each, Progress)), {}),
         "metrics": dict(sorted(history.metrics.items())),
     }
+
+
+def _throughput(progress: Progress) -> dict[str, float]:
+    speed = progress.tokens / progress.train_s if progress.train_s > 0 else 0.0
+    return {"tokens": progress.tokens, "train_s": round(progress.train_s, 2), "tokens_per_s": round(speed, 1)}
 
 
 def _device(module: LanguageModelModule) -> str:

@@ -26,13 +26,23 @@ class Progress(Callback):
         self._train_s = 0.0
         self._since: float | None = None  # None while nothing is trained
 
+    @property
+    def tokens(self) -> int:
+        """Completion tokens so far, over all ranks."""
+        return int(self._tokens)
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of training so far."""
+        return self._train_s + (0.0 if self._since is None else time.perf_counter() - self._since)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._since = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop it."""
-        self._train_s, self._since = self._seconds(), None
+        self._train_s, self._since = self.train_s, None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Count the rollout or the rows that the batch is of; a rollout has several batches."""
@@ -48,7 +58,7 @@ class Progress(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock while training waits."""
-        self._train_s = self._seconds()
+        self._train_s = self.train_s
         self._since = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,15 +74,12 @@ class Progress(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {"tokens": int(self._tokens), "rollout": self._rollout, "train_s": self._seconds()}
+        return {"tokens": self.tokens, "rollout": self._rollout, "train_s": self.train_s}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with those of the run that is resumed."""
         self._tokens, self._rollout = state_dict["tokens"], state_dict["rollout"]
         self._train_s = state_dict["train_s"]
-
-    def _seconds(self) -> float:
-        return self._train_s + (0.0 if self._since is None else time.perf_counter() - self._since)
 
 
 def _supervised_tokens(batch: Any) -> Tensor | None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lit_posttrain.batching import digest_of
 from lit_posttrain.data.order import permutation
 
 
@@ -59,6 +60,7 @@ class PromptLoader:
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        self._rows: str | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on all ranks."""
@@ -80,6 +82,18 @@ class PromptLoader:
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass; a pass that has begun keeps its own."""
         self.epoch = epoch
+
+    def identity(self) -> dict[str, Any]:
+        """What contents and order of the batches depend on: rows by their digest, and the arguments."""
+        if self._rows is None:
+            self._rows = f"{len(self.rows)} rows with digest {digest_of(list(self.rows)).hex()}"
+        return {"rows": self._rows, "batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
+
+    def shared_out(self, *, rank: int, world_size: int) -> PromptLoader:
+        """The same batches, shared out to so many ranks."""
+        other = copy.copy(self)
+        other.rank, other.world_size = rank, world_size
+        return other
 
     def batches(self, start: int = 0) -> Iterator[list[dict[str, Any]]]:
         """The batches of the current epoch from batch `start` on, so that a resumed run goes on where it stopped.

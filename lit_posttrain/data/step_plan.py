@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any
 
 import torch
 
-from lit_posttrain.batching import StepPart, first_fit_decreasing
+from lit_posttrain.batching import StepPart, digest_of, first_fit_decreasing
 from lit_posttrain.data.mixing import epoch_counts, epoch_rows
 
 
@@ -85,6 +87,44 @@ class StepPlan:
     def num_steps(self) -> int:
         """Optimiser steps in an epoch, the same on all ranks."""
         return math.ceil(sum(epoch_counts(self.sizes, self.weights)) / self.batch_size)
+
+    @property
+    def num_batches(self) -> int:
+        """Units of a pass over the rows: its optimiser steps."""
+        return self.num_steps
+
+    def batches(self, epoch: int, start: int) -> Iterator[StepPart[Any]]:
+        """The micro-batches of an epoch on this rank from optimiser step `start` on."""
+        return self.parts(epoch, start * self.micro_batches)
+
+    def identity(self) -> dict[str, Any]:
+        """What rows and order of the steps depend on; into how many micro-batches they are cut changes nothing."""
+        return {
+            "rows": self._rows,
+            "batch_size": self.batch_size,
+            "weights": self.weights,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def _rows(self) -> str:
+        sizes = " + ".join(map(str, self.sizes))
+        return f"{sizes} rows with digest {digest_of(self.examples).hex()}"
+
+    def state_dict(self, epoch: int, count: int) -> dict[str, Any]:
+        """Nothing: the identity says all."""
+        return {}
+
+    def compare(self, state: dict[str, Any]) -> bool:
+        """The identity has been compared."""
+        return True
+
+    def dealt(self, *, micro_batches: int, rank: int, world_size: int) -> StepPlan:
+        """The same steps, cut into so many micro-batches and shared out to so many ranks."""
+        other = copy.copy(self)
+        other.micro_batches, other.rank, other.world_size = micro_batches, rank, world_size
+        return other
 
     def parts(self, epoch: int, start: int = 0) -> Iterator[StepPart[Any]]:
         """The micro-batches of an epoch on this rank from number `start` on."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_posttrain.batching import (
     EncodedPair,
@@ -117,8 +116,6 @@ class SupervisedDataModule(LightningDataModule):
         self._parsed: dict[str, list[ParsedRows]] = {}
         self._encoded: dict[str, list[EncodedRows]] = {}
         self._encoder: Encoder | None = None
-        self._loader: StepLoader | None = None
-        self._loader_state: dict[str, Any] | None = None
 
     def prepare_data(self) -> None:
         """Download on one process per node, so that the others find the data set in the cache."""
@@ -223,11 +220,7 @@ class SupervisedDataModule(LightningDataModule):
         shuffle = self.shuffle and trainer.overfit_batches == 0
         micro_batches = trainer.accumulate_grad_batches
         plan = self._plan("train", batch_size=self.batch_size, shuffle=shuffle, micro_batches=micro_batches)
-        self._loader = StepLoader(plan, trainer)
-        if self._loader_state is not None:
-            self._loader.load_state_dict(self._loader_state)
-            self._loader_state = None
-        return self._loader
+        return StepLoader(plan, trainer)
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -246,21 +239,6 @@ class SupervisedDataModule(LightningDataModule):
         """The validation rows, or the training rows where there are none, in the order of the source."""
         split = "validation" if self.encoded("validation") else "train"
         return FixedLoader(self._plan(split, batch_size=self.val_batch_size, shuffle=False))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the training rows; Lightning keeps that of a loader too, but restores it only sometimes."""
-        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        return {"loader": self._loader.state_dict()} if fitting and self._loader is not None else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there in the fit that resumes."""
-        trainer: Any = self.trainer
-        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
-            return
-        if self._loader is not None and trainer.train_dataloader is self._loader:
-            self._loader.load_state_dict(state_dict["loader"])  # where weights are sharded a checkpoint comes late
-        else:
-            self._loader_state = state_dict["loader"]
 
     def every_row(self, split: str) -> StepPlan:
         """Every row of "train" or "validation" once; without `weights`, in the first epoch's micro-batches."""

@@ -4,8 +4,6 @@ A number depends on (seed, stream, prompt, sample, position) alone. What is samp
 the batch it is in, the rank it is on, or the moment at which a run was resumed.
 """
 
-import hashlib
-
 import torch
 from torch import Tensor
 
@@ -24,12 +22,6 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ _shift_right(x, 30)) * _MIX_1
     x = (x ^ _shift_right(x, 27)) * _MIX_2
     return x ^ _shift_right(x, 31)
-
-
-def stable_hash(*parts: object) -> int:
-    """A 63-bit hash of the parts' text that is equal in every process."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def sample_keys(prompt_keys: Tensor, *, num_samples: int, seed: int) -> Tensor:

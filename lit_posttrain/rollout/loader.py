@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
-import torch
-import torch.distributed as dist
 from lightning import Trainer
 
-from lit_posttrain.batching import MicroBatch, PassLoader, Place, PlannedRollout
-from lit_posttrain.rollout.counter_rng import stable_hash
+from lit_posttrain.batching import MicroBatch, PassLoader, PlannedRollout, ReplayedPasses
+from lit_posttrain.batching.passes import Passes
+from lit_posttrain.rollout.prompt_passes import PromptPasses, StartsAnywhere
 from lit_posttrain.rollout.side_stream import SideStream
 
 PromptBatch = list[dict[str, Any]]
@@ -29,20 +28,11 @@ class RolloutMaker(Protocol):
         """Complete, score and plan this rank's prompts of the `index`-th rollout of the run; more are to be had."""
 
 
-@runtime_checkable
-class StartsAnywhere(Protocol):
-    """A prompt loader that can begin an epoch at a given batch without making those before it."""
+class SidePasses(Passes, Protocol):
+    """Passes over prompts, of which others can be opened beside those that count."""
 
-    def batches(self, start: int) -> Iterator[PromptBatch]:
-        """The batches of the current epoch from number `start` on."""
-
-
-@runtime_checkable
-class KnowsItsEpoch(Protocol):
-    """A loader or sampler whose order depends on the epoch."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of the next pass."""
+    def batches_aside(self, epoch: int, start: int) -> Iterator[PromptBatch]:
+        """The batches of a pass from number `start` on, while another one is being read."""
 
 
 class RolloutLoader(PassLoader):
@@ -64,22 +54,27 @@ class RolloutLoader(PassLoader):
         ValueError: if neither the prompts nor `max_steps` bound an epoch, or there are no prompts.
     """
 
+    _passes: SidePasses
+
     def __init__(self, prompts: Iterable[PromptBatch], maker: RolloutMaker, trainer: Trainer) -> None:
-        super().__init__(trainer, micro_batches=maker.steps_per_rollout * trainer.accumulate_grad_batches)
-        self._prompts = prompts
+        passes: SidePasses = ReplayedPasses(prompts, seed=maker.seed, world_size=trainer.world_size)
+        if isinstance(prompts, StartsAnywhere):
+            passes = PromptPasses(prompts)
+        super().__init__(passes, trainer, micro_batches=maker.steps_per_rollout * trainer.accumulate_grad_batches)
         self._maker = maker
         self._rollouts_made = 0
         self._current: PlannedRollout | None = None
-        self._more_prompts = SideStream(self._prompt_batches)
+        self._current_unit = (-1, -1)  # the pass and the prompt batch that it was made of
+        self._more_prompts = SideStream(passes.batches_aside)
         self._more_places = [(0, 0), (0, 0)]  # of the side stream, before and after the current rollout
-        if num_batches(prompts) == 0:
+        if passes.num_batches == 0:
             raise ValueError("there are no prompts to train on: the training prompt loader is empty.")
         if maker.max_refills > 0 and getattr(prompts, "persistent_workers", False):
             raise ValueError(
                 "`max_refills` goes through the prompts a second time meanwhile, which a DataLoader with persistent "
                 "workers cannot: use `persistent_workers=False`."
             )
-        if num_batches(prompts) is None and trainer.max_steps < 0:
+        if passes.num_batches is None and trainer.max_steps < 0:
             raise ValueError("prompts without a length need `trainer.max_steps`: nothing else says when to stop.")
 
     @cached_property
@@ -88,17 +83,18 @@ class RolloutLoader(PassLoader):
 
         All ranks ask for it together, when Lightning first takes the length of the loader.
         """
-        batches = self._of_all_ranks(num_batches(self._prompts))
+        batches = self._of_all_ranks(self._passes.num_batches)
         return None if None in batches else max(batches) * self._micro_batches
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        """The micro-batches of one epoch, from where a checkpoint left off."""
+        """The micro-batches of the current epoch, from where the run stands in it."""
         place = self._begin()
         position, end = place.position, self._end(place)
-        prompts = self._prompt_batches(place.epoch, start=-(-position // self._micro_batches))
+        unit = (place.epoch, position // self._micro_batches)
+        prompts = self._passes.batches(place.epoch, unit[1] + (self._current_unit == unit))
         while position < end:
-            number = position % self._micro_batches
-            if number == 0:
+            index, number = divmod(position, self._micro_batches)
+            if self._current_unit != (place.epoch, index):
                 rows = next(prompts, None)
                 if not self._trainer.strategy.reduce_boolean_decision(rows is not None, all=False):
                     return
@@ -106,36 +102,37 @@ class RolloutLoader(PassLoader):
                 before = self._more_places[-1]
                 self._more_prompts.place = before  # an interrupted rollout may have moved it
                 self._current = self._maker.make_rollout(rows, self._rollouts_made, self._more_prompts)
+                self._current_unit = (place.epoch, index)
                 self._more_places = [before, self._more_prompts.place]
                 self._rollouts_made += 1
-            assert self._current is not None  # a position inside a rollout comes with its rollout
+            assert self._current is not None
             position += 1
-            self._moved(place, position)
+            self._moved(position)
             yield self._current.micro_batch(number)
 
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the data and the rollout that is being used, of all ranks; Lightning stores it."""
-        place = self._place_to_store()
-        position = place.position
-        given_out = position if self._place is None else self._place.position
-        taken_back = self._rollouts_in(given_out) - self._rollouts_in(position)
-        inside = position % self._micro_batches != 0
-        state = {
-            **self._place_state(place),
+    def _own_state(self) -> dict[str, Any]:
+        """With the rollout that is being used; one of which nothing was used yet will be made again."""
+        place = self.place
+        unit = (place.epoch, place.position // self._micro_batches)
+        begun = self._current_unit == unit
+        kept = begun and self._used > unit[1] * self._micro_batches
+        taken_back = begun and not kept
+        return {
+            **super()._own_state(),
             "rollouts_made": self._rollouts_made - taken_back,
             "more_place": list(self._more_places[0 if taken_back else 1]),
-            "current": self._current.state_dict() if inside and self._current is not None else None,
+            "current": self._current.state_dict() if kept and self._current is not None else None,
         }
-        return {"ranks": self._of_all_ranks(state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there at the next iteration.
+        """Go on from there.
 
         Raises:
             ValueError: if the number of ranks or of micro-batches in a rollout has changed in the middle of a rollout.
         """
-        ranks = state["ranks"]
-        own = ranks[self._trainer.global_rank if len(ranks) == self._trainer.world_size else 0]
+        super().load_state_dict(state)
+        assert self._stored is not None
+        own, ranks = self._stored, state["ranks"]
         if own["current"] is not None:
             if len(ranks) != self._trainer.world_size:
                 raise ValueError(
@@ -148,59 +145,24 @@ class RolloutLoader(PassLoader):
                     f"run's have {self._micro_batches}: resume with the same `num_epochs`, `num_minibatches` and "
                     "`accumulate_grad_batches`, or from a checkpoint between two rollouts."
                 )
-        self._resume = own
 
-    def _rollouts_in(self, position: int) -> int:
-        """Rollouts of a pass that were begun when so many micro-batches were given out."""
-        return -(-position // self._micro_batches)
+    def take_up(self) -> None:
+        """Go to the place of the checkpoint that was loaded, with the rollout that was being used there."""
+        state = self._stored
+        super().take_up()
+        if state is not None:
+            self._go_on_counting(state)
+            if state["current"] is not None:
+                self._current = PlannedRollout.from_state_dict(state["current"])
+                self._current_unit = (state["epoch"], state["position"] // state["micro_batches"])
 
-    def _begin(self) -> Place:
-        resume = self._resume
-        place = super()._begin()
-        self._current = None
-        if resume is not None:
-            self._rollouts_made = resume["rollouts_made"]
-            epoch, position = resume["more_place"]
-            self._more_places = [(epoch, position)] * 2
-            if resume["current"] is not None and place.position > 0:
-                self._current = PlannedRollout.from_state_dict(resume["current"])
-        return place
+    def begin_anew(self) -> tuple[int, int | None]:
+        """Leave the place, and the rollout that was being used there; random numbers go on."""
+        assert self._stored is not None
+        self._go_on_counting(self._stored)
+        return super().begin_anew()
 
-    def _prompt_batches(self, epoch: int, start: int) -> Iterator[PromptBatch]:
-        for loader in (self._prompts, getattr(self._prompts, "sampler", None)):  # a stock DataLoader has one
-            if isinstance(loader, KnowsItsEpoch):
-                loader.set_epoch(epoch)
-        if isinstance(self._prompts, StartsAnywhere):
-            return self._prompts.batches(start)
-        return self._seeded(epoch, start)
-
-    def _seeded(self, epoch: int, start: int) -> Iterator[PromptBatch]:
-        """Iterate a foreign loader so that whatever it draws at its start depends on the seed and the epoch only."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stable_hash("prompts", self._maker.seed, epoch))
-            batches = iter(self._prompts)
-            first = next(batches, None)
-        for number, rows in enumerate(_chain(first, batches)):
-            if number >= start:
-                yield rows
-
-    def _of_all_ranks(self, value: Any) -> list[Any]:
-        if self._trainer.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * self._trainer.world_size
-        dist.all_gather_object(values, value)
-        return values
-
-
-def num_batches(prompts: Iterable[PromptBatch]) -> int | None:
-    """Its length, None where it has none: a stock DataLoader over a stream only says so when it is asked."""
-    try:
-        return len(prompts)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
-def _chain(first: PromptBatch | None, rest: Iterator[PromptBatch]) -> Iterator[PromptBatch]:
-    if first is not None:
-        yield first
-        yield from rest
+    def _go_on_counting(self, state: dict[str, Any]) -> None:
+        self._rollouts_made = state["rollouts_made"]
+        epoch, position = state["more_place"]
+        self._more_places = [(epoch, position)] * 2

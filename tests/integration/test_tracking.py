@@ -100,7 +100,7 @@ def test_a_resumed_run_has_the_same_id(resumed):
     first, second = read_runs(resumed)
     assert first.id == second.id != ""
     assert (first.exit_code, second.exit_code) == (0, 0)
-    assert min(second.metrics()) == 5
+    assert min(second.metrics()) == 4  # what a kill behind the checkpoint would have left out comes again
     assert wandb.run is None
 
 

@@ -9,7 +9,6 @@ import pytest
 from lit_posttrain.batching import EncodedRow, SupervisedBatch
 from lit_posttrain.data.mixing import epoch_rows
 from lit_posttrain.data.order import permutation
-from lit_posttrain.data.step_loader import StepLoader
 from lit_posttrain.data.step_plan import StepPlan
 
 ROWS = [EncodedRow([n], [7] * (1 + n % 4), [True] * (n % 4) + [True]) for n in range(11)]
@@ -143,14 +142,6 @@ def test_going_on_from_a_micro_batch_of_a_packed_step():
     whole = [laid_out(part) for part in plan.parts(2)]
     for start in range(5):
         assert [laid_out(part) for part in plan.parts(2, start)] == whole[start:]
-
-
-def test_packing_may_change_between_steps_only():
-    loader = StepLoader(make_plan(batch_size=8, micro_batches=2, **PACKED), trainer=None)
-    state = {"micro_batches": 2, "batch_size": 8, "sizes": [11], "packing": False}
-    loader.load_state_dict({**state, "position": 2})
-    with pytest.raises(ValueError, match=r"inside a step.*resume with `data.packing=false`"):
-        loader.load_state_dict({**state, "position": 1})
 
 
 def test_rows_that_share_no_sequence_are_an_ordinary_batch():

@@ -9,7 +9,7 @@ from lightning import Callback
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, OnExceptionCheckpoint
 
-from lit_posttrain.algos.resuming import take_up_epoch
+from lit_posttrain.algos.exact_resume import ExactResume
 from lit_posttrain.batching import PreferenceBatch, SupervisedBatch, UnpairedBatch
 from lit_posttrain.data import InstructDataModule, PreferenceDataModule
 
@@ -214,8 +214,8 @@ class Learner(LightningModule):
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=0.1)
 
-    def on_load_checkpoint(self, checkpoint):
-        take_up_epoch(checkpoint)
+    def configure_callbacks(self):
+        return [ExactResume()]
 
 
 def fit(tokenizer, folder=None, *, callbacks=(), ckpt_path=None, data=None, kind=Learner, **trainer):
@@ -304,8 +304,10 @@ def test_an_interrupted_batch_comes_again(word_tokenizer, tmp_path):
 def test_other_rows_or_steps_in_the_middle_of_an_epoch_are_refused(word_tokenizer, tmp_path):
     fit(word_tokenizer, tmp_path, max_steps=2)
     for data, message in [
-        (InstructDataModule(ROWS, batch_size=5), "`data.batch_size` has changed since, from 4 to 5"),
-        (InstructDataModule(ROWS[1:], batch_size=4), r"number of rows of each source has changed since, from \[11\]"),
+        (InstructDataModule(ROWS, batch_size=5, seed=1), r"\(`batch_size`: 4 -> 5\)"),
+        (InstructDataModule(ROWS[1:], batch_size=4, seed=1), r"\(`rows`: 11 rows with digest \w+ -> 10 rows with"),
+        (InstructDataModule(ROWS[::-1], batch_size=4, seed=1), r"\(`rows`: 11 rows with digest \w+ -> 11 rows with"),
+        (InstructDataModule(ROWS, batch_size=4), r"\(`seed`: 1 -> 0\)"),
     ]:
         with pytest.raises(ValueError, match=message):
             fit(word_tokenizer, data=data, max_steps=4, ckpt_path=tmp_path / "step=1.ckpt")

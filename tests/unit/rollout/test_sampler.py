@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from lit_posttrain.rollout.counter_rng import sample_keys, stable_hash, uniforms
+from lit_posttrain.batching import stable_hash
+from lit_posttrain.rollout.counter_rng import sample_keys, uniforms
 from lit_posttrain.rollout.sampler import sample_completions
 from lit_posttrain.rollout.sampling import Sampling, pick_tokens
 from tests.conftest import EOS, FAMILIES
