@@ -273,7 +273,7 @@ def test_data_that_have_changed_are_refused_on_the_command_line(tmp_path, steps,
         "algo=rloo",
         "data=prompts",
         "reward=custom",
-        "reward.path=tests.plain_fits:even_words",
+        "reward.path=tests.plain_fits:shortness",
         "algo.group_size=2",
     ]
     base += [f"data.path={rows}", "algo.sampling.max_new_tokens=4", "val_every_steps=null"]
