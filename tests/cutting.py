@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from hydra.core.global_hydra import GlobalHydra
 from lightning import Trainer
 
@@ -77,8 +78,11 @@ def killed_after(saves: int, folder: Path) -> Iterator[None]:
     try:
         yield
     except Killed:
-        shutil.rmtree(folder)
-        kept.rename(folder)
+        wait_for_one_another()
+        if rank() == 0:
+            shutil.rmtree(folder)
+            kept.rename(folder)
+        wait_for_one_another()
     finally:
         Trainer.save_checkpoint = save
 
@@ -99,14 +103,14 @@ def in_parts(start: Callable[[Path | None], Any], folder: Path, cuts: Sequence[i
     start(checkpoint if checkpoint.is_file() else None)
 
 
-def command(folder: Path, *options: str) -> Callable[[Path | None], Any]:
+def command(folder: Path, *options: str, quiet: bool = True) -> Callable[[Path | None], Any]:
     """What the command line does, without the cost of starting it."""
 
     def start(checkpoint: Path | None) -> Any:
         GlobalHydra.instance().clear()
         folder.mkdir(parents=True, exist_ok=True)  # as Hydra does
         resumed = [] if checkpoint is None else [f"ckpt_path='{checkpoint}'"]
-        return run(compose_train(*QUIET, *options, *resumed, run_dir=folder))
+        return run(compose_train(*QUIET[: 1 + quiet], *options, *resumed, run_dir=folder))
 
     return start
 
@@ -130,6 +134,15 @@ def results(folder: Path) -> dict[str, Any]:
         "files": sorted(path.name for path in (folder / "checkpoints").iterdir()),
         **{name: sha256(folder / name / "model.safetensors") for name in ("export", "export_best")},
     }
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def wait_for_one_another() -> None:
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def is_timing(name: str) -> bool:

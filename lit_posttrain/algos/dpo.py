@@ -177,6 +177,7 @@ class DPO(SupervisedModule):
 
     def on_validation_start(self) -> None:
         """Get the reference ready where there is no fit."""
+        super().on_validation_start()
         if self.trainer.state.fn == TrainerFn.VALIDATING:
             self._prepare_reference("validation")
 

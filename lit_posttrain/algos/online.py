@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_posttrain.algos.rollout_module import RolloutModule
 from lit_posttrain.batching import MicroBatch
@@ -56,3 +57,22 @@ class OnlineModule(RolloutModule):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         elif optimizer_closure is not None:
             optimizer_closure()
+            self.check_step()
+            self.signal_watch.skipped_step()
+
+    def on_train_end(self) -> None:
+        """Say what was wrong with the rollouts, if anything was."""
+        super().on_train_end()
+        if self.global_rank == 0:
+            self.signal_watch.say_at_the_end(self.trainer.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """With the counts of rollouts that had nothing to learn from."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["signal_watch"] = self.signal_watch.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting."""
+        super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            self.signal_watch.load_state_dict(checkpoint["signal_watch"])

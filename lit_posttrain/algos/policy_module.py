@@ -84,6 +84,7 @@ class PolicyModule(LanguageModelModule):
         With `Lora(export="adapter")` the adapter alone: a folder that `AutoPeftModelForCausalLM` loads. The first of
         several processes writes; all call it where weights are sharded.
         """
+        self.check_weights("in the export")
         if self.adapter is not None and self.adapter.export == "adapter":
             write = self.adapter.save_pretrained
         else:

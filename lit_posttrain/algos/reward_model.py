@@ -245,6 +245,7 @@ class RewardModel(LanguageModelModule):
         normalise them subtract `score_mean` of its config.json and divide by `score_scale`. The first of several
         processes writes; all call it where weights are sharded.
         """
+        self.check_weights("in the export")
         model = self.merged_model()
         weights = full_state_dict(model)
         if self.global_rank == 0:

@@ -16,7 +16,9 @@ from lit_posttrain.algos.experience import Experience, PromptRow, check_rows, ev
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
 from lit_posttrain.algos.rollout_metrics import RolloutRecord, rollout_metrics
 from lit_posttrain.algos.samples import Judged, Samples, first_with_spread
+from lit_posttrain.algos.signal_watch import SignalWatch
 from lit_posttrain.batching import PlannedRollout, Rollout, in_batches, plan_steps, stable_hash
+from lit_posttrain.models.finite import NonFiniteError
 from lit_posttrain.models.policy import TokenStatistics
 from lit_posttrain.models.reference import Reference
 from lit_posttrain.models.sharding import whole
@@ -102,6 +104,7 @@ class RolloutModule(CompletingModule):
         self.reference: Reference | None = None
         self.last_rollout: RolloutRecord | None = None
         self._needs_reference = needs_reference
+        self.signal_watch = SignalWatch()
         self._unlogged: dict[str, Tensor] = {}
 
     @property
@@ -181,15 +184,16 @@ class RolloutModule(CompletingModule):
         rewards = judged.rewards[: len(learnt)] + penalties
         sequence_advantages = rewards.new_zeros(len(rollout))
         sequence_advantages[: len(rewards)] = self._advantages_over_ranks(rewards, numbers)
-        rollout.advantages = self.token_advantages(sequence_advantages, rollout, judged)
+        advantages = self.token_advantages(sequence_advantages, rollout, judged)
+        rollout.advantages = advantages.masked_fill(judged.rewards.isnan()[:, None], 0)  # nobody knows how good it was
         planned = self._plan(
             rollout, (numbers[:, None] * self.group_size + torch.arange(self.group_size)).flatten(), index
         )
 
-        advantages, given_penalties = torch.zeros(2, len(samples.rewards))
+        mean_advantages, given_penalties = torch.zeros(2, len(samples.rewards))
         mask = rollout.completion_mask.cpu()
         means = (rollout.advantages.cpu().double() * mask).sum(1) / mask.sum(1)
-        advantages[learnt] = means[: len(learnt)].float()
+        mean_advantages[learnt] = means[: len(learnt)].float()
         given_penalties[learnt] = penalties.cpu().float()
         self.last_rollout = RolloutRecord(
             index=index,
@@ -202,7 +206,7 @@ class RolloutModule(CompletingModule):
             task_names=[] if self._scores is None else self._scores.names,
             task_scores=self._task_scores(samples.experience),
             penalties=given_penalties,
-            advantages=advantages,
+            advantages=mean_advantages,
             group_size=self.group_size,
             groups_kept=len(groups) if self.max_refills > 0 else None,
             score_s=samples.score_s + time.perf_counter() - started,
@@ -214,7 +218,17 @@ class RolloutModule(CompletingModule):
             **self.further_rollout_metrics(rollout),
         }
         self.log_now(self._unlogged)
+        if self.global_rank == 0:
+            self.signal_watch.saw_rollout(self._unlogged, unknown_frac=self._unknown_frac(samples.experience))
         return planned
+
+    def _unknown_frac(self, experience: Experience | None) -> float:
+        """The share of unknown words among the tokens of the prompts, 0 where the tokenizer has no such token."""
+        unknown = self.tokenizer.unk_token_id
+        if experience is None or unknown in (None, self.tokenizer.eos_token_id, self.tokenizer.bos_token_id):
+            return 0.0  # GPT-2's is its EOS
+        tokens = experience.tokens
+        return (tokens.prompt_ids == unknown)[tokens.prompt_mask].float().mean().item()
 
     def _sample_groups(
         self, rows: list[PromptRow], index: int, more_rows: Callable[[], list[PromptRow]]
@@ -308,7 +322,7 @@ class RolloutModule(CompletingModule):
             num_micro_batches=self.trainer.accumulate_grad_batches,
             seed=stable_hash("steps", self.seed, index),
         )
-        counts = torch.zeros(len(steps), 2)
+        counts = torch.zeros(len(steps), 3)
         for number, micro_batches in enumerate(steps):
             rows = torch.cat(micro_batches)
             if len(rows) > 0:
@@ -316,7 +330,10 @@ class RolloutModule(CompletingModule):
                 mask = rollout.loss_mask[rows]
                 counts[number, 0] = self.loss_normalizer(mask)
                 counts[number, 1] = self.learning_tokens(mask, rollout.advantages[rows])
+                counts[number, 2] = (mask & ~rollout.advantages[rows].isfinite()).sum()
         counts = self.sum_over_ranks(counts).cpu()
+        if counts[:, 2].any():
+            raise NonFiniteError(f"rollout {index}, at step {self.trainer.global_step}: {_not_finite(rollout)}")
         return PlannedRollout(rollout, steps, counts[:, 0], counts[:, 1] == 0, pad_id=pad_token_id(self.tokenizer))
 
     def _add_old_and_reference_logprobs(self, rollout: Rollout) -> None:
@@ -367,3 +384,22 @@ class RolloutModule(CompletingModule):
         return self.policy(
             **batch.model_inputs(), temperature=self.sampling.temperature, entropy_gradient=entropy_gradient
         )
+
+
+def _not_finite(rollout: Rollout) -> str:
+    """What made the advantages of a rollout infinite or NaN, in words."""
+    computed = {
+        "log-probs of the policy": rollout.old_logprobs,
+        "log-probs of the reference": rollout.ref_logprobs,
+        "values of the critic": rollout.values,
+    }
+    for name, values in computed.items():
+        if values is not None and not values[rollout.loss_mask].isfinite().all():
+            return (
+                f"the {name} are not finite, though the weights are: they have grown too large. Go on from an earlier "
+                "checkpoint with a lower learning rate."
+            )
+    return (
+        "the advantages are not finite, though what they are made of is: the sums or squares of the rewards leave the "
+        "range of 32-bit numbers. Scale the rewards down."
+    )

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning import Callback
+from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -19,6 +20,7 @@ from lit_posttrain.algos.exact_resume import ExactResume
 from lit_posttrain.algos.standing import refuse_callbacks
 from lit_posttrain.algos.step_statistics import StepStatistics
 from lit_posttrain.batching import PassLoader
+from lit_posttrain.models.finite import NonFiniteError, check_weights, named, non_finite
 from lit_posttrain.models.sharding import begin_states, total_norm
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
@@ -40,6 +42,7 @@ class TrainingModule(L.LightningModule):
 
     progress_bar: tuple[str, ...] = ()
     _statistics: StepStatistics
+    _step_loss: Tensor  # of the whole step, the same on all ranks
 
     def __init__(self, *, optimizer: MakeOptimizer | None, scheduler: MakeScheduler | None) -> None:
         super().__init__()
@@ -74,7 +77,8 @@ class TrainingModule(L.LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Those that the module brings along."""
-        return [self.exact_resume]
+        there = self.exact_resume in self.trainer.callbacks  # type: ignore[attr-defined]
+        return [] if there else [self.exact_resume]
 
     def setup(self, stage: str) -> None:
         """See to it that training reads the data through a loader that knows its place.
@@ -105,6 +109,7 @@ class TrainingModule(L.LightningModule):
         loss = self.loss(batch)
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0:
             totals = self._statistics.pop(sum_over_ranks=self.sum_over_ranks, max_over_ranks=self.max_over_ranks)
+            self._step_loss = totals["loss"]
             for name, value in self.step_metrics(totals).items():
                 self.log(name, value, prog_bar=name in self.progress_bar, batch_size=1)
         return loss * self.loss_scale
@@ -127,7 +132,12 @@ class TrainingModule(L.LightningModule):
             self.log_now(metrics)
 
     def on_fit_start(self) -> None:
-        """Begin to count; a run that resumes inside an epoch gets no `on_train_epoch_start`."""
+        """Begin to count; a run that resumes inside an epoch gets no `on_train_epoch_start`.
+
+        Raises:
+            NonFiniteError: if the weights to begin with are not finite.
+        """
+        self.check_weights("before the first step")
         self._statistics = StepStatistics()
 
     def on_train_epoch_start(self) -> None:
@@ -148,12 +158,62 @@ class TrainingModule(L.LightningModule):
         }
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the norm of the whole step's gradient, before clipping."""
+        """Log the norm of the whole step's gradient, before clipping.
+
+        Raises:
+            NonFiniteError: before the weights change, if loss or gradient are not finite.
+        """
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.log("grad_norm", total_norm(gradients))
+        norm = total_norm(gradients)
+        self.log("grad_norm", norm)
+        self.check_step(norm)
+
+    def check_step(self, gradient_norm: Tensor | None = None) -> None:
+        """End the run where a step cannot be made; the same on all ranks, since loss and norm are.
+
+        Args:
+            gradient_norm: (); None = the step is skipped.
+
+        Raises:
+            NonFiniteError: naming the step and what is not finite.
+        """
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
+            gradient_norm = None  # a gradient that overflows is what it looks for: it skips the step, and scales down
+        checked = self._step_loss if gradient_norm is None else self._step_loss + gradient_norm.to(self._step_loss)
+        if checked.isfinite():
+            return
+        what = f"the loss is {self._step_loss.item()}"
+        if self._step_loss.isfinite():
+            gradients = ((name, p.grad) for name, p in self.named_parameters() if p.grad is not None)
+            what = f"the loss is finite, the gradients of {named(non_finite(gradients)) or 'other processes'} are not"
+        rates = ", ".join(f"{group['lr']:.3g}" for group in self.trainer.optimizers[0].param_groups)
+        raise NonFiniteError(
+            f"optimiser step {self.trainer.global_step + 1}: {what}. The step was not made, and no checkpoint holds "
+            f"such numbers: go on from the last one with a lower learning rate (now {rates}) or with gradient clipping."
+        )
+
+    def check_weights(self, when: str) -> None:
+        """End the run where a weight is not finite, before it is stored, exported or relied on.
+
+        Raises:
+            NonFiniteError: naming tensors, on all ranks.
+        """
+        alone = self._trainer is None
+        any_rank = bool if alone else partial(self.trainer.strategy.reduce_boolean_decision, all=False)
+        check_weights(self, when=when, any_rank=any_rank)
+
+    def on_validation_start(self) -> None:
+        """Scores of such weights would mean nothing."""
+        self.check_weights(f"in the validation at step {self.trainer.global_step}")
+
+    def on_predict_start(self) -> None:
+        """Nor would completions."""
+        self.check_weights("before prediction")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say whose checkpoint it is."""
+        """Say whose checkpoint it is; one of weights that are not finite would take the place of a good one."""
+        self.check_weights(f"in the checkpoint of step {self.trainer.global_step}")
         checkpoint["algorithm"] = type(self).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,13 +18,19 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lit_posttrain.app.errors import SET_HERE, told
 from lit_posttrain.app.hints import check_additions, explain_composition_error
-from lit_posttrain.app.lifeline import HELD, end_with_the_pipeline
+from lit_posttrain.app.lifeline import (
+    HELD,
+    TERMINATED,
+    end_soon_after_sigterm,
+    end_with_the_launcher,
+    end_with_the_pipeline,
+)
 from lit_posttrain.app.stage_options import gather_stage_options
 
 # Errors that tell a user what to change; anything else is shown with its traceback.
 USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, ImportError, RuntimeError, OSError)
 
-TERMINATED = 128 + signal.SIGTERM
+INTERRUPTED = 128 + signal.SIGINT
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lit_posttrain.conf", config_name="train")
@@ -45,7 +52,7 @@ def _train(cfg: DictConfig) -> float | None:
     except Exception as error:
         _keep_traceback(error)
         raise
-    except SystemExit as stop:
+    except (KeyboardInterrupt, SystemExit) as stop:
         stop.add_note(_way_on(Path(HydraConfig.get().runtime.output_dir)))  # Hydra forgets the run when it has ended
         raise
 
@@ -57,7 +64,10 @@ def main() -> None:
     if not full_errors:  # so that Hydra raises instead of printing and leaving
         os.environ.update({"HYDRA_FULL_ERROR": "1", SET_HERE: "1"})
     previous = signal.signal(signal.SIGTERM, _terminate)
+    end_soon_after_sigterm()
     end_with_the_pipeline()
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        end_with_the_launcher()
     try:
         sys.argv[1:] = gather_stage_options(resume_in_place(sys.argv[1:]))
         _train()
@@ -70,11 +80,8 @@ def main() -> None:
         if full_errors:
             raise
         _leave(error, None)
-    except SystemExit as stop:
-        if type(stop) is SystemExit:
-            raise
-        print(f"\nterminated{_last_note(stop) or ''}", file=sys.stderr)  # noqa: T201
-        sys.exit(TERMINATED)  # Lightning's SIGTERMException carries no status, which would read as success
+    except (KeyboardInterrupt, SystemExit) as stop:
+        _end(stop)
     finally:
         signal.signal(signal.SIGTERM, previous)
         if not full_errors:
@@ -103,6 +110,18 @@ def _terminate(number: int, frame: FrameType | None) -> None:
         sys.exit(TERMINATED)
 
 
+def _end(stop: KeyboardInterrupt | SystemExit) -> NoReturn:
+    """Say in one sentence how to go on with a run that was stopped, and leave with the status of the signal."""
+    interrupted = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
+    terminated = type(stop) is not SystemExit or stop.code == TERMINATED  # Lightning's SIGTERMException has no status
+    if not interrupted and not terminated:
+        raise stop
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        word = "interrupted" if interrupted else "terminated"
+        print(f"\n{word}{_last_note(stop) or ''}", file=sys.stderr)  # noqa: T201
+    sys.exit(INTERRUPTED if interrupted else TERMINATED)
+
+
 def _keep_traceback(error: Exception) -> None:
     """Write it to the log of the run, and note in the error where that is."""
     config = HydraConfig.get()
@@ -117,8 +136,17 @@ def _way_on(folder: Path) -> str:
     if HELD in os.environ:
         return f"; the pipeline's own command goes on with it, with hydra.run.dir={shlex.quote(str(folder.parent))}"
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    there = checkpoint.is_file()
-    return f"; go on with ckpt_path={shlex.quote(str(checkpoint))}" if there else " before its first checkpoint"
+    if not checkpoint.is_file():
+        return " before the first checkpoint"
+    return f"; go on with `{_program()} ckpt_path={shlex.quote(str(checkpoint))}`"
+
+
+def _program() -> str:
+    """What was typed before the options."""
+    path = Path(sys.argv[0])
+    if path.name == "__main__.py":
+        return "python -m lit_posttrain"
+    return f"python {shlex.quote(sys.argv[0])}" if path.suffix == ".py" else path.name
 
 
 def _last_note(error: BaseException) -> str | None:

@@ -1,4 +1,4 @@
-"""A stage of a pipeline ends with the process that started it."""
+"""Processes that end when they have to: with the one that started them, and soon after SIGTERM."""
 
 import os
 import signal
@@ -6,7 +6,10 @@ import threading
 import time
 
 HELD = "LIT_POSTTRAIN_LIFELINE"  # set where stdin is a pipe that the pipeline holds open and never writes to
+TERMINATED = 128 + signal.SIGTERM
 PATIENCE_S = 30.0
+GRACE_S = 8.0  # from SIGTERM to the end, in which the last step may be saved
+POLL_S = 0.5
 
 
 def end_with_the_pipeline() -> None:
@@ -15,12 +18,43 @@ def end_with_the_pipeline() -> None:
     A stage that went on alone would write into a folder that the next start of the pipeline takes up.
     """
     if HELD in os.environ:
-        threading.Thread(target=_watch, daemon=True).start()
+        threading.Thread(target=_watch_stdin, daemon=True).start()
 
 
-def _watch() -> None:
+def end_with_the_launcher() -> None:
+    """End when the process is gone that launched this one, be it killed: left alone it would wait in a collective."""
+    threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def end_soon_after_sigterm() -> None:
+    """See to it that SIGTERM ends this process within seconds, whatever it is doing.
+
+    Python runs a handler between two of its instructions, and not while a call into a library or a collective that
+    waits for another process goes on. The interpreter writes the number of a signal into a pipe as it arrives; who
+    reads it there needs no handler.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    threading.Thread(target=_watch_signals, args=(reading,), daemon=True).start()
+
+
+def _watch_signals(pipe: int) -> None:
+    while received := os.read(pipe, 1):
+        if received[0] == signal.SIGTERM:
+            time.sleep(GRACE_S)
+            os._exit(TERMINATED)
+
+
+def _watch_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL_S)
+    os._exit(TERMINATED)
+
+
+def _watch_stdin() -> None:
     while os.read(0, 1):
         pass
     os.kill(os.getpid(), signal.SIGTERM)  # processes that it launched are ended on the way out
     time.sleep(PATIENCE_S)
-    os._exit(128 + signal.SIGTERM)
+    os._exit(TERMINATED)

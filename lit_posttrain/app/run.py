@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from hydra.utils import instantiate
 from lightning import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from omegaconf import DictConfig
 
 from lit_posttrain.algos.language_model_module import LanguageModelModule
@@ -97,6 +97,8 @@ def make_trainer(cfg: DictConfig, history: MetricsHistory) -> Trainer:
         callbacks.append(WatchedMetric("gate", cfg.gate))
     callbacks += [ConfigFile(cfg), EndTogether(), RunClock()]
     callbacks += [instantiate(callback, _convert_="all") for callback in (cfg.callbacks or {}).values() if callback]
+    if not cfg.trainer.get("enable_progress_bar", True):
+        callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     callbacks.append(StepRow())  # behind those that log at the end of a batch
     resumes = cfg.mode == "fit" and cfg.ckpt_path is not None
     resume_step = read_checkpoint(cfg.ckpt_path)["global_step"] if resumes else None

@@ -155,7 +155,7 @@ def test_terminated_is_not_success(tmp_path):
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output[-2000:]
-    assert f"terminated; go on with ckpt_path={tmp_path}/run/checkpoints/last.ckpt" in output
+    assert f"terminated; go on with `python {TRAIN} ckpt_path={tmp_path}/run/checkpoints/last.ckpt`" in output
 
 
 def test_validate_and_predict_from_a_checkpoint(whole, tmp_path):
