@@ -106,7 +106,7 @@ class ReplayedPasses:
             if isinstance(loader, KnowsItsEpoch):
                 loader.set_epoch(epoch)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stable_hash("prompts", self._seed, epoch))
+            torch.default_generator.manual_seed(stable_hash("prompts", self._seed, epoch))  # and no other device's
             batches = iter(self._loader)
             first = list(islice(batches, 1))
         return chain(first, batches)
