@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -114,19 +115,21 @@ class LanguageModelModule(TrainingModule):
     def configure_model(self) -> None:
         """Build the networks and, where the strategy is made for it, deal out their weights over the processes.
 
-        Lightning calls this once for every fit, validate or predict.
+        Lightning calls this once for every fit, validate or predict, in the context of its device. Networks are built
+        on the CPU all the same: fresh weights are equal on every device then, and `from_pretrained` asks for no
+        `accelerate`.
 
         Raises:
             ValueError: if the strategy does not work here, or not with an adapter.
         """
         mesh = None if self._trainer is None else sharding_mesh(self.trainer.strategy)
-        if mesh is None:
+        if mesh is not None:
+            self._refuse_adapter()
+        with torch.device("cpu"):
             self.build_networks()
-            return
-        self._refuse_adapter()
-        self.build_networks()
-        self._refuse_adapter()  # one that a function has built
-        self.shard_networks(mesh)
+        if mesh is not None:
+            self._refuse_adapter()  # one that a function has built
+            self.shard_networks(mesh)
 
     def on_fit_start(self) -> None:
         """Find out before the first step whether the rows fit the model."""
