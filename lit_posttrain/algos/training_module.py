@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from lit_posttrain.algos.resuming import take_up_epoch
 from lit_posttrain.algos.step_statistics import StepStatistics
+from lit_posttrain.functional.accumulation import moved
 from lit_posttrain.models.sharding import begin_states, total_norm
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
@@ -159,6 +160,6 @@ class TrainingModule(L.LightningModule):
         return gathered
 
     def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
-        reduced = self.trainer.strategy.reduce(tensor.to(self.device), reduce_op=operation)
+        reduced = self.trainer.strategy.reduce(moved(tensor, self.device), reduce_op=operation)
         assert isinstance(reduced, Tensor)
         return reduced
