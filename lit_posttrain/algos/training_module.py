@@ -9,10 +9,11 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
+from lit_posttrain.algos.gradients import parameters_by_name, unscale
 from lit_posttrain.algos.resuming import take_up_epoch
 from lit_posttrain.algos.step_statistics import StepStatistics
 from lit_posttrain.functional.accumulation import moved
@@ -112,8 +113,27 @@ class TrainingModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Log the norm of the whole step's gradient, before clipping."""
+        unscale(optimizer, self.trainer.precision_plugin)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.log("grad_norm", total_norm(gradients))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to `trainer.gradient_clip_val`: parameter groups with names apart, all others together.
+
+        As Lightning does it, which in mixed precision refuses fused optimisers though, and knows no groups.
+        """
+        if gradient_clip_val is None or gradient_clip_val <= 0:
+            return
+        for parameters in parameters_by_name(optimizer):
+            if gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            else:
+                nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say whose checkpoint it is."""
