@@ -168,7 +168,7 @@ class DPO(SupervisedModule):
         if self.reference is not None:
             if self.packs_rows:
                 self.reference.policy.check_packing()
-            self.reference.shard(mesh)
+            self.reference.shard(mesh, self.convert)
 
     def on_fit_start(self) -> None:
         """Get the reference ready, while the policy is still as it was."""
@@ -312,7 +312,7 @@ class DPO(SupervisedModule):
 
     def _prepare_reference(self, *splits: str) -> None:
         if self.reference is not None:
-            self.reference.to(self.device)
+            self.reference.to(self.device, self.convert)
         elif self.objective.needs_reference:
             for split in splits:
                 self._precompute(split)

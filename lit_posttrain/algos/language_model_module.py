@@ -161,12 +161,17 @@ class LanguageModelModule(TrainingModule):
     def shard_networks(self, mesh: DeviceMesh) -> None:
         """Deal out the weights of all networks.
 
-        Whether rows can be packed is found out before: later all processes would have to do it together.
+        They are in the Trainer's precision before, of which the buffers are made that the processes meet in. Whether
+        rows can be packed is found out before, too: later all processes would have to do it together.
         """
         for network in self.trained_networks():
             if self.packs_rows and isinstance(network, PacksRows):
                 network.check_packing()
-            shard(network, mesh)
+            shard(self.convert(network), mesh)
+
+    def convert(self, network: nn.Module) -> nn.Module:
+        """Give a network's weights the Trainer's precision, in place; twice is once."""
+        return self.trainer.precision_plugin.convert_module(network)
 
     @property
     def packs_rows(self) -> bool:
