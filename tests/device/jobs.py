@@ -1,5 +1,6 @@
 """Short runs, each on the second device and on the CPU."""
 
+import json
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 from torch.optim.lr_scheduler import ConstantLR
+from transformers import AutoModelForCausalLM
 
 from lit_posttrain import (
     DPO,
@@ -28,14 +30,16 @@ from lit_posttrain import (
     RewardModel,
     Sampling,
 )
+from lit_posttrain.app.run import run
 from lit_posttrain.functional.accumulation import accumulation_dtype
 from lit_posttrain.models.reward_network import RewardNetwork
 from lit_posttrain.rewards.model import load_reward_model
+from tests.composing import compose_train
 from tests.device import second_device
 from tests.integration.ranks import MIXED, WORDS, length, make_model, make_tokenizer, reward
 
 CPU, SECOND = "cpu", second_device.NAME
-STEPS, KEPT = 3, 1  # optimiser steps of a run, and that of its checkpoint
+STEPS, KEPT = 3, 1  # optimiser steps of a job, and that of its checkpoint
 PAIRS = [
     {"prompt": row["prompt"] + " ", "chosen": "c1 " * (1 + i % 5) + "w2", "rejected": f"w{i} " * (1 + 3 * i % 7) + "c2"}
     for i, row in enumerate(MIXED)
@@ -170,6 +174,26 @@ class Job:
         return module, trainer
 
 
+@dataclass(frozen=True)
+class Command:
+    """What the command line does, callbacks, digests and exports included."""
+
+    overrides: tuple[str, ...]
+    also: tuple[str, ...] = ()
+    float64: bool = True
+
+    def run(self, world: World) -> dict[str, Any]:
+        """The last metrics and the exported weights."""
+        folder = world.folder / f"command-{world.device}"
+        folder.mkdir()  # as Hydra does
+        place = [] if world.device == CPU else second_device.OVERRIDES
+        run(compose_train(*self.overrides, *place, run_dir=folder))
+        metrics = json.loads((folder / "summary.json").read_text())["metrics"]
+        last = {name: values["last"] for name, values in metrics.items() if not name.startswith("throughput/")}
+        export = AutoModelForCausalLM.from_pretrained(folder / "export").state_dict()
+        return {"steps": [last], "weights": export, "validated": {}}
+
+
 class Keep(Callback):
     """The metrics of every optimiser step, and a checkpoint."""
 
@@ -192,7 +216,13 @@ def deterministic(world: World) -> dict[str, Any]:
     return {"deterministic": True}
 
 
-JOBS: dict[str, Job] = {
+JOBS: dict[str, Job | Command] = {
+    "command": Command(
+        (
+            *("logger=csv", "trainer.max_steps=1", "trainer.accumulate_grad_batches=1", "algo.group_size=2"),
+            *("algo.val_samples=1", "data.batch_size=2", "data.path.num_validation=2"),
+        )
+    ),
     "sft": Job(offline(SFT, label_smoothing=0.1, **WRITER), demonstrations, also=("resume",)),
     "sft_packed": Job(
         offline(SFT, **{**WRITER, **FUSED}), partial(demonstrations, packing=True), trainer=deterministic
@@ -229,14 +259,14 @@ JOBS: dict[str, Job] = {
     "ppo_32": Job(online(PPO, kl_target=0.5, whiten_rewards=True), float64=False),
     "reinforce_pp_32": Job(online(ReinforcePlusPlus), float64=False),
 }
-WITH_ADAPTER: dict[str, Job] = {
+WITH_ADAPTER: dict[str, Job | Command] = {
     "lora": Job(online(GRPO, kl_coef=0.05), model={"lora": Lora(r=2, seed=5)}, also=("resume",)),
     "lora_dpo": Job(offline(DPO, **WRITER), preferences, model={"lora": Lora(r=2)}),
     "lora_reward_model": Job(offline(RewardModel, **LEARNER), preferences, model={"lora": Lora(r=2)}),
 }
 
 
-def do(jobs: dict[str, Job], folder: Path) -> None:
+def do(jobs: dict[str, Job | Command], folder: Path) -> None:
     """Leave what came of each job in `<name>-<device>.pt`: its result or its error, and the device's faults."""
     torch.set_num_threads(1)
     second_device.connect()

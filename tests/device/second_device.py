@@ -59,6 +59,8 @@ def connect() -> None:
     torch.ops.second_device.connect()
     torch._register_device_module(NAME, _device_module())
     torch.utils.generate_methods_for_privateuse1_backend()
+    # `Module.to` would make two weights of one that is tied: torch does not know that the device's tensors are plain ones
+    torch.__future__.set_swap_module_params_on_conversion(True)
 
 
 def faults() -> list[str]:
@@ -134,6 +136,13 @@ class SecondAccelerator(Accelerator):
     @staticmethod
     def name() -> str:
         return NAME
+
+
+# The same on the command line.
+OVERRIDES = [
+    "trainer.accelerator={_target_: tests.device.second_device.SecondAccelerator}",
+    f"+trainer.strategy={{_target_: lightning.pytorch.strategies.SingleDeviceStrategy, device: '{NAME}:0'}}",
+]
 
 
 def second_trainer() -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.device import second_device
-from tests.device.jobs import CPU, JOBS, SECOND, STEPS, WITH_ADAPTER
+from tests.device.jobs import CPU, JOBS, SECOND, WITH_ADAPTER
 
 ROOT = Path(__file__).resolve().parents[2]
 EVERY = {**JOBS, **WITH_ADAPTER}
@@ -52,10 +52,10 @@ def test_a_run_is_that_on_the_cpu(results, name):
     """To what other kernels of attention round off; what is drawn is the same."""
     got, want = result(results, name, SECOND), result(results, name, CPU)
     assert got["faults"] == []
-    assert len(got["steps"]) == len(want["steps"]) == STEPS
+    assert len(got["steps"]) == len(want["steps"]) > 0
     for metrics, expected in zip(got["steps"], want["steps"], strict=True):
-        assert without_times(metrics) == pytest.approx(without_times(expected), rel=1e-3, abs=1e-4, nan_ok=True)
-    assert got["validated"] == pytest.approx(want["validated"], rel=1e-3, abs=1e-4)
+        assert without_times(metrics) == pytest.approx(without_times(expected), rel=1e-4, abs=1e-4)
+    assert got["validated"] == pytest.approx(want["validated"], rel=1e-4, abs=1e-4)
     for weight, tensor in want["weights"].items():
         torch.testing.assert_close(got["weights"][weight], tensor, atol=5e-4, rtol=0, msg=weight)
 
