@@ -59,7 +59,7 @@ def connect() -> None:
     torch.ops.second_device.connect()
     torch._register_device_module(NAME, _device_module())
     torch.utils.generate_methods_for_privateuse1_backend()
-    # `Module.to` would make two weights of one that is tied: torch does not know that the device's tensors are plain ones
+    # else `Module.to` makes two weights of one that is tied: torch does not know the device's tensors for plain ones
     torch.__future__.set_swap_module_params_on_conversion(True)
 
 

@@ -1,5 +1,6 @@
 """Clipping by the module: as Lightning's own, of groups with names apart, and of fused optimisers too."""
 
+import math
 from functools import partial
 
 import pytest
@@ -91,6 +92,15 @@ def test_fused_optimisers_in_mixed_precision(fit, name, precision):
     assert max(norms) < 100  # with the scale they are in the thousands
     for key, tensor in want.items():
         torch.testing.assert_close(got[key], tensor, atol=1e-5, rtol=0, msg=key)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_whose_gradient_overflows_is_left_out(fit, make_model, fused):
+    plugin = MixedPrecision("16-mixed", device="cpu", scaler=GradScaler("cpu", init_scale=2.0**40))
+    got, norms = fit("sft", fused=fused, plugins=plugin, gradient_clip_val=0.01)
+    assert not any(map(math.isfinite, norms))
+    want = make_model(scale=2.0).state_dict()
+    assert tensors_sha256({name.removeprefix("policy.model."): t for name, t in got.items()}) == tensors_sha256(want)
 
 
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
