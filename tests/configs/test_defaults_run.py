@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from omegaconf import DictConfig
 
 from lit_posttrain.app.run import run
 from lit_posttrain.models.loading import Pretrained
@@ -87,13 +88,13 @@ def world(tmp_path_factory):
 
 
 def known(overrides: list[str], options: dict[str, object]) -> list[str]:
-    """Those of the options that a configuration has."""
+    """Those of the options that a configuration has a value of."""
     cfg = compose_train(*overrides)
 
     def has(name: str) -> bool:
         node = cfg
         for key in name.split("."):
-            if not hasattr(node, "keys") or key not in node or node[key] is None:
+            if not isinstance(node, DictConfig) or node.get(key) is None:
                 return False
             node = node[key]
         return True
@@ -105,7 +106,7 @@ def known(overrides: list[str], options: dict[str, object]) -> list[str]:
 def test_a_run_without_further_options(world, monkeypatch, tmp_path, model, algo, data):
     monkeypatch.chdir(world)
     overrides = [f"algo={algo}", f"model={model}", f"data={data}", *PATHS.get(data, [])]
-    short = known(overrides, SHORT)
+    short = ["threads=1", *known(overrides, SHORT)]
     run(compose_train(*overrides, *short, "logger=csv", "+trainer.enable_progress_bar=false", run_dir=tmp_path))
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 1
     assert (tmp_path / "export" / "config.json").is_file()

@@ -31,7 +31,7 @@ def results(tmp_path_factory) -> Path:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
-            timeout=300,
+            timeout=600,
         )
     assert done.returncode == 0, (folder / "output").read_text()[-3000:]
     return folder
