@@ -75,7 +75,7 @@ def pick_tokens(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
         before = probabilities.cumsum(-1) - probabilities  # of all that is more likely
         left_out = before >= int(sampling.top_p * UNITS)
         scores = scores.masked_fill(left_out.gather(-1, index.argsort(-1)), -torch.inf)
-    cumulative = _in_units(scores).cumsum(-1)
+    cumulative = _in_units(scores).cumsum_(-1)
     total = cumulative[:, -1:]
     # the first token whose cumulative probability exceeds the number: one of probability 0 is never picked
     target = (uniform[:, None] * total).long().minimum(total - 1)
@@ -84,4 +84,4 @@ def pick_tokens(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
 
 def _in_units(scores: Tensor) -> Tensor:
     """Probabilities of logits as whole numbers of units, (B, V) int64."""
-    return (scores.softmax(-1) * UNITS).long()
+    return scores.softmax(-1).mul_(UNITS).long()
