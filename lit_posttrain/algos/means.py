@@ -23,14 +23,16 @@ class Means:
     def _begin(self) -> None:
         self._sums = {name: torch.zeros((), dtype=torch.float32) for name in self._names}
         self._counts = dict.fromkeys(self._names, 0)
+        self._begun = False
 
     @property
     def is_empty(self) -> bool:
-        """Whether there has been no number since the last `pop`."""
-        return not any(self._counts.values())
+        """Whether there has been no batch since the last `pop`: the same on all ranks, unlike the count of numbers."""
+        return not self._begun
 
     def update(self, name: str, values: Tensor) -> None:
-        """Add numbers, of any shape."""
+        """Add the numbers of a batch, of any shape, perhaps none."""
+        self._begun = True
         total = values.detach().sum(dtype=torch.float32)
         self._sums[name] = self._sums[name].to(total.device) + total
         self._counts[name] += values.numel()
