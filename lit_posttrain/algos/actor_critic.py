@@ -191,21 +191,6 @@ class ActorCriticModule(PolicyGradientModule):
                 for parameter in group["params"]:
                     parameter.grad = None  # which AdamW passes over; a zero it would not
 
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip the gradients of policy and critic apart, each to `trainer.gradient_clip_val`."""
-        if not gradient_clip_val:
-            return
-        for group in optimizer.param_groups:
-            if gradient_clip_algorithm == "value":
-                nn.utils.clip_grad_value_(group["params"], gradient_clip_val)
-            else:
-                nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say also whether the rest of the current rollout is left out."""
         super().on_save_checkpoint(checkpoint)

@@ -169,7 +169,7 @@ class CompletingModule(PolicyModule):
     def validation_metrics(self) -> dict[str, Tensor]:
         """The metrics of a validation that is over; collection begins anew."""
         assert self._validation is not None
-        return self._validation.pop()
+        return self._validation.pop(self.sum_over_ranks)
 
     def predict_step(self, rows: list[PromptRow], batch_idx: int) -> list[dict[str, Any]]:
         """One sampled completion of each prompt: its row with `completion`, `truncated` and perhaps `reward`."""

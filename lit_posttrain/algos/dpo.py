@@ -9,9 +9,9 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
+from lit_posttrain.algos.means import Means
 from lit_posttrain.algos.policy_module import PolicySource
 from lit_posttrain.algos.preference_objectives import PreferenceObjective, find_objective, used_numbers
 from lit_posttrain.algos.reference_table import ReferenceTable
@@ -126,8 +126,7 @@ class DPO(SupervisedModule):
         self.reference: Reference | None = None
         self._table = ReferenceTable()
         self._kl = torch.zeros(())
-        self._val = {name: MeanMetric() for name in ("loss", "accuracy", "chosen", "rejected", "logp_w", "logp_l")}
-        self._val_metrics = torch.nn.ModuleList(self._val.values())  # registered, so that they move to the device
+        self._means = Means(("loss", "accuracy", "chosen", "rejected", "logp_w", "logp_l"))
         ignored = ["policy", "tokenizer", "scores", "optimizer", "scheduler", "sampling"]
         self.save_hyperparameters(ignore=ignored if isinstance(loss, str) else [*ignored, "loss"])
         self.save_hyperparameters({"sampling": asdict(self.sampling)})
@@ -168,7 +167,7 @@ class DPO(SupervisedModule):
         if self.reference is not None:
             if self.packs_rows:
                 self.reference.policy.check_packing()
-            self.reference.shard(mesh)
+            self.reference.shard(mesh, self.convert)
 
     def on_fit_start(self) -> None:
         """Get the reference ready, while the policy is still as it was."""
@@ -238,29 +237,26 @@ class DPO(SupervisedModule):
         batch = part.batch
         values, sums, _ = self._values(part, "validation")
         mask = batch.row_mask
-        self._val["loss"].update(self.objective.losses(batch, values, self._kl, self.numbers)[mask])
-        self._val["accuracy"].update(self.objective.correct(batch, values, self._kl)[mask].float())
+        self._means.update("loss", self.objective.losses(batch, values, self._kl, self.numbers)[mask])
+        self._means.update("accuracy", self.objective.correct(batch, values, self._kl)[mask].float())
         rewards, logprobs = self.objective.sides(batch, self.beta * values), self.objective.sides(batch, sums)
-        self._val["chosen"].update(rewards.chosen[rewards.chosen_mask])
-        self._val["rejected"].update(rewards.rejected[rewards.rejected_mask])
-        self._val["logp_w"].update(logprobs.chosen[logprobs.chosen_mask])
-        self._val["logp_l"].update(logprobs.rejected[logprobs.rejected_mask])
+        self._means.update("chosen", rewards.chosen[rewards.chosen_mask])
+        self._means.update("rejected", rewards.rejected[rewards.rejected_mask])
+        self._means.update("logp_w", logprobs.chosen[logprobs.chosen_mask])
+        self._means.update("logp_l", logprobs.rejected[logprobs.rejected_mask])
 
     def row_metrics(self) -> dict[str, Tensor]:
         """Means over all held-out rows."""
-        metrics = {}
-        if self._val["loss"].update_called:
-            means = {name: metric.compute() for name, metric in self._val.items()}
-            metrics = {
-                "val/loss": means["loss"],
-                "val/accuracy": means["accuracy"],
-                "val/margin": means["chosen"] - means["rejected"],
-                "val/chosen_logprob": means["logp_w"],
-                "val/rejected_logprob": means["logp_l"],
-            }
-        for metric in self._val.values():
-            metric.reset()
-        return metrics
+        if self._means.is_empty:
+            return {}
+        means = self._means.pop(self.sum_over_ranks)
+        return {
+            "val/loss": means["loss"],
+            "val/accuracy": means["accuracy"],
+            "val/margin": means["chosen"] - means["rejected"],
+            "val/chosen_logprob": means["logp_w"],
+            "val/rejected_logprob": means["logp_l"],
+        }
 
     def _normalises(self, given: bool | None) -> bool:
         if given is None:
@@ -313,7 +309,7 @@ class DPO(SupervisedModule):
 
     def _prepare_reference(self, *splits: str) -> None:
         if self.reference is not None:
-            self.reference.to(self.device)
+            self.reference.to(self.device, self.convert)
         elif self.objective.needs_reference:
             for split in splits:
                 self._precompute(split)

@@ -117,19 +117,21 @@ class LanguageModelModule(TrainingModule):
     def configure_model(self) -> None:
         """Build the networks and, where the strategy is made for it, deal out their weights over the processes.
 
-        Lightning calls this once for every fit, validate or predict.
+        Lightning calls this once for every fit, validate or predict, in the context of its device. Networks are built
+        on the CPU all the same: fresh weights are equal on every device then, and `from_pretrained` asks for no
+        `accelerate`.
 
         Raises:
             ValueError: if the strategy does not work here, or not with an adapter.
         """
         mesh = None if self._trainer is None else sharding_mesh(self.trainer.strategy)
-        if mesh is None:
+        if mesh is not None:
+            self._refuse_adapter()
+        with torch.device("cpu"):
             self.build_networks()
-            return
-        self._refuse_adapter()
-        self.build_networks()
-        self._refuse_adapter()  # one that a function has built
-        self.shard_networks(mesh)
+        if mesh is not None:
+            self._refuse_adapter()  # one that a function has built
+            self.shard_networks(mesh)
 
     def make_training_loader(self, loader: Any) -> PassLoader:
         """The micro-batches that a loader gives, in passes that can be gone on with anywhere.
@@ -175,12 +177,17 @@ class LanguageModelModule(TrainingModule):
     def shard_networks(self, mesh: DeviceMesh) -> None:
         """Deal out the weights of all networks.
 
-        Whether rows can be packed is found out before: later all processes would have to do it together.
+        They are in the Trainer's precision before, of which the buffers are made that the processes meet in. Whether
+        rows can be packed is found out before, too: later all processes would have to do it together.
         """
         for network in self.trained_networks():
             if self.packs_rows and isinstance(network, PacksRows):
                 network.check_packing()
-            shard(network, mesh)
+            shard(self.convert(network), mesh)
+
+    def convert(self, network: nn.Module) -> nn.Module:
+        """Give a network's weights the Trainer's precision, in place; twice is once."""
+        return self.trainer.precision_plugin.convert_module(network)
 
     @property
     def packs_rows(self) -> bool:

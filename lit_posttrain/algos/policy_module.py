@@ -70,7 +70,8 @@ class PolicyModule(LanguageModelModule):
         """
         super().shard_networks(mesh)
         assert self.policy is not None
-        self.policy.try_out()
+        with self.trainer.precision_plugin.forward_context():
+            self.policy.try_out()
         release(self.policy)
 
     def make_reference(self) -> Reference:

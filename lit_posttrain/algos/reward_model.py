@@ -185,7 +185,7 @@ class RewardModel(LanguageModelModule):
         pairs = _pairs(batch)
         lengths = pairs.sequences.completion_mask.sum(1)
         columns = [*pairs.halves(self._scores(pairs)), pairs.margins, *pairs.halves(lengths)]
-        self._validated.append(torch.stack([column.double().cpu() for column in columns])[:, pairs.row_mask.cpu()])
+        self._validated.append(torch.stack([column.cpu().double() for column in columns])[:, pairs.row_mask.cpu()])
 
     def validation_metrics(self) -> dict[str, Tensor]:
         """Of all pairs of the set, on all ranks, by their raw scores."""
@@ -283,7 +283,7 @@ class RewardModel(LanguageModelModule):
         with evaluation_mode(network), self.trainer.precision_plugin.forward_context():
             for part in islice(loader.plan.parts(0), steps * loader.plan.micro_batches):
                 pairs = part.batch.to(self.device)
-                scores = self._scores(pairs)[pairs.row_mask.repeat(2)].double().cpu()
+                scores = self._scores(pairs)[pairs.row_mask.repeat(2)].cpu().double()
                 totals += torch.stack([torch.tensor(len(scores)).double(), scores.sum(), scores.square().sum()])
         count, total, squares = self.sum_over_ranks(totals).cpu()
         mean = total / count

@@ -155,13 +155,13 @@ class RolloutModule(CompletingModule):
         """Those of the reference, too."""
         super().shard_networks(mesh)
         if self.reference is not None:
-            self.reference.shard(mesh)
+            self.reference.shard(mesh, self.convert)
 
     def on_fit_start(self) -> None:
         """Move the reference to where the policy is."""
         super().on_fit_start()
         if self.reference is not None:
-            self.reference.to(self.device)
+            self.reference.to(self.device, self.convert)
 
     def make_rollout(
         self, rows: list[PromptRow], index: int, more_rows: Callable[[], list[PromptRow]]

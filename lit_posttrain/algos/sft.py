@@ -5,9 +5,9 @@ from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
-from torchmetrics import MeanMetric
 from transformers import PreTrainedTokenizerBase
 
+from lit_posttrain.algos.means import Means
 from lit_posttrain.algos.policy_module import PolicySource
 from lit_posttrain.algos.supervised_defaults import supervised_adamw, warmup_cosine
 from lit_posttrain.algos.supervised_module import SupervisedModule
@@ -72,8 +72,7 @@ class SFT(SupervisedModule):
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"`label_smoothing` must be in [0, 1), got {label_smoothing}: it is a share.")
         self.label_smoothing = label_smoothing
-        self._val_loss = MeanMetric()
-        self._val_accuracy = MeanMetric()
+        self._means = Means(("loss", "token_accuracy"))
         self.save_hyperparameters(ignore=["policy", "tokenizer", "scores", "optimizer", "scheduler", "sampling"])
         self.save_hyperparameters({"sampling": asdict(self.sampling)})
 
@@ -118,16 +117,16 @@ class SFT(SupervisedModule):
         assert self.policy is not None
         mask = part.batch.loss_mask
         statistics = self.policy(**part.batch.model_inputs(), supervised=True)
-        self._val_loss.update(-statistics.logprobs[mask])
-        self._val_accuracy.update(statistics.hits[mask].float())
+        self._means.update("loss", -statistics.logprobs[mask])
+        self._means.update("token_accuracy", statistics.hits[mask].float())
 
     def row_metrics(self) -> dict[str, Tensor]:
         """Means over the supervised tokens of the whole set."""
-        metrics = {}
-        if self._val_loss.update_called:
-            metrics["val/loss"] = self._val_loss.compute()
-            metrics["val/perplexity"] = metrics["val/loss"].exp()
-            metrics["val/token_accuracy"] = self._val_accuracy.compute()
-        self._val_loss.reset()
-        self._val_accuracy.reset()
-        return metrics
+        if self._means.is_empty:
+            return {}
+        means = self._means.pop(self.sum_over_ranks)
+        return {
+            "val/loss": means["loss"],
+            "val/perplexity": means["loss"].exp(),
+            "val/token_accuracy": means["token_accuracy"],
+        }

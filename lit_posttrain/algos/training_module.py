@@ -11,15 +11,17 @@ import torch.distributed as dist
 from lightning import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
 from lit_posttrain.algos.attachment import attach_training_loader, detach_training_loader
 from lit_posttrain.algos.exact_resume import ExactResume
+from lit_posttrain.algos.gradients import parameters_by_name, unscale
 from lit_posttrain.algos.standing import refuse_callbacks
 from lit_posttrain.algos.step_statistics import StepStatistics
 from lit_posttrain.batching import PassLoader
+from lit_posttrain.functional.accumulation import moved
 from lit_posttrain.models.finite import NonFiniteError, check_weights, named, non_finite
 from lit_posttrain.models.sharding import begin_states, total_norm
 
@@ -163,6 +165,7 @@ class TrainingModule(L.LightningModule):
         Raises:
             NonFiniteError: before the weights change, if loss or gradient are not finite.
         """
+        unscale(optimizer, self.trainer.precision_plugin)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = total_norm(gradients)
         self.log("grad_norm", norm)
@@ -211,6 +214,24 @@ class TrainingModule(L.LightningModule):
         """Nor would completions."""
         self.check_weights("before prediction")
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip to `trainer.gradient_clip_val`: parameter groups with names apart, all others together.
+
+        As Lightning does it, which in mixed precision refuses fused optimisers though, and knows no groups.
+        """
+        if gradient_clip_val is None or gradient_clip_val <= 0:
+            return
+        for parameters in parameters_by_name(optimizer):
+            if gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            else:
+                nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say whose checkpoint it is; one of weights that are not finite would take the place of a good one."""
         self.check_weights(f"in the checkpoint of step {self.trainer.global_step}")
@@ -255,6 +276,6 @@ class TrainingModule(L.LightningModule):
         return gathered
 
     def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
-        reduced = self.trainer.strategy.reduce(tensor.to(self.device), reduce_op=operation)
+        reduced = self.trainer.strategy.reduce(moved(tensor, self.device), reduce_op=operation)
         assert isinstance(reduced, Tensor)
         return reduced

@@ -1,15 +1,14 @@
 """Means over the validation prompts of all batches and ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
 
+from lit_posttrain.algos.means import Means
 from lit_posttrain.functional import pass_at_k
 
 
-class ValidationScores(nn.Module):
+class ValidationScores:
     """What validation reports of greedy and of sampled completions.
 
     `val/reward` is the mean reward of sampled completions; of each score `<name>` there is `val/<name>` (greedy) and
@@ -23,7 +22,6 @@ class ValidationScores(nn.Module):
     """
 
     def __init__(self, score_names: Sequence[str], *, num_samples: int, with_rewards: bool = True) -> None:
-        super().__init__()
         self._score_names = list(score_names)
         self._num_samples = num_samples
         names = ["reward"] if with_rewards else []
@@ -31,8 +29,7 @@ class ValidationScores(nn.Module):
             names += [score, f"{score}_sampled"]
         if score_names:
             names.append("pass_at_k")
-        self._means = {name: MeanMetric(nan_strategy="ignore") for name in names}
-        self._metrics = nn.ModuleList(self._means.values())  # registered, so that they move to the device
+        self._means = Means(names)
 
     def update(self, *, rewards: Tensor | None, greedy_scores: Tensor | None, sampled_scores: Tensor | None) -> None:
         """Add the completions of N prompts.
@@ -43,18 +40,18 @@ class ValidationScores(nn.Module):
             sampled_scores: (N * G, S), the samples of a prompt next to each other.
         """
         if rewards is not None:
-            self._means["reward"].update(rewards)
+            self._add("reward", rewards)
         if greedy_scores is None or sampled_scores is None:
             return
         for index, name in enumerate(self._score_names):
-            self._means[name].update(greedy_scores[:, index])
-            self._means[f"{name}_sampled"].update(sampled_scores[:, index])
+            self._add(name, greedy_scores[:, index])
+            self._add(f"{name}_sampled", sampled_scores[:, index])
         correct = (sampled_scores[:, 0].view(-1, self._num_samples) > 0).sum(1)
-        self._means["pass_at_k"].update(pass_at_k(self._num_samples, correct, k=self._num_samples))
+        self._means.update("pass_at_k", pass_at_k(self._num_samples, correct, k=self._num_samples))
 
-    def pop(self) -> dict[str, Tensor]:
+    def _add(self, name: str, scores: Tensor) -> None:
+        self._means.update(name, scores[~scores.isnan()])
+
+    def pop(self, sum_over_ranks: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The means over all ranks by metric name; collection begins anew."""
-        means = {f"val/{name}": metric.compute().to(torch.float32) for name, metric in self._means.items()}
-        for metric in self._means.values():
-            metric.reset()
-        return means
+        return {f"val/{name}": mean for name, mean in self._means.pop(sum_over_ranks).items()}

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from peft import (
     LoraConfig,
     PeftConfig,
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lit_posttrain.models.drawing import drawn_on_cpu
 from lit_posttrain.models.lora import ADAPTER_FILE
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Adapter:
             return
         config = copy.deepcopy(self.peft_model.peft_config[self.name])
         config.init_lora_weights = True  # some ways to begin change the model's own weights, once more
-        with self._gradient_flags(), torch.random.fork_rng(devices=[]), _without_known_warnings():
+        with self._gradient_flags(), drawn_on_cpu(0), _without_known_warnings():  # and then overwritten
             self.peft_model.add_adapter(REFERENCE, config)
             set_peft_model_state_dict(self.peft_model, self.state_dict(), adapter_name=REFERENCE)
         self.peft_model.set_requires_grad(REFERENCE, False)
@@ -142,8 +142,7 @@ def fresh_adapter(
         exclude_modules=None if model.can_generate() else ["score"],  # the head of a reward model is trained whole
         task_type="CAUSAL_LM" if model.can_generate() else None,
     )
-    with torch.random.fork_rng(devices=[]), _without_known_warnings():
-        torch.default_generator.manual_seed(seed)  # that of the CPU, the only one that is forked
+    with drawn_on_cpu(seed), _without_known_warnings():
         return Adapter(get_peft_model(model, config), export=export)
 
 
@@ -165,7 +164,7 @@ def loaded_adapter(model: PreTrainedModel, path: str, *, export: str) -> Adapter
     config.task_type = "CAUSAL_LM" if model.can_generate() else None
     config.base_model_name_or_path = model.name_or_path
     try:
-        with torch.random.fork_rng(devices=[]), _without_known_warnings():
+        with drawn_on_cpu(0), _without_known_warnings():  # and then overwritten
             peft_model = get_peft_model(model, config)
         found = peft_model.load_adapter(path, "default", is_trainable=True, torch_device="cpu")
         wrong = [*found.missing_keys, *(key for key in found.unexpected_keys if "lora_" in key)]

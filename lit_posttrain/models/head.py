@@ -1,5 +1,7 @@
 """The last layer of a causal language model on its own, so that it can run at a few positions only."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
@@ -49,9 +51,27 @@ class OutputHead:
             return False
         ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-        expected = model(**inputs).logits
-        hidden = model.base_model(**inputs)[0]
+        with _attention_for_any_weights(model):
+            expected = model(**inputs).logits
+            hidden = model.base_model(**inputs)[0]
         if hidden.shape[-1] != model.get_output_embeddings().weight.shape[-1]:
             return False
         error = (self(model, hidden) - expected).abs().max()
         return bool(error <= TOLERANCE * expected.abs().max().clamp(min=1.0))
+
+
+@contextmanager
+def _attention_for_any_weights(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model has an attention that runs on the CPU and in float32; a head does not depend on it.
+
+    Kernels such as flash attention do not. They are for where the model trains: on a GPU, under autocast.
+    """
+    kind = model.config._attn_implementation
+    if kind in ("sdpa", "eager"):
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(kind)

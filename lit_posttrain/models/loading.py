@@ -101,20 +101,22 @@ class Pretrained:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from lit_posttrain.models.drawing import drawn_on_cpu
+
         folder, local = self._base_folder()
         if self.random_init:
             config = self.load_config()
             dtype = config.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
-            with torch.random.fork_rng():
-                torch.manual_seed(self.seed)
+            with drawn_on_cpu(self.seed):
                 model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
             model.eval()
         else:
             self.check()
             dtype = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, attn_implementation=self.attention, local_files_only=local
-            )
+            with torch.device("cpu"):  # in the context of another device transformers asks for accelerate
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=dtype, attn_implementation=self.attention, local_files_only=local
+                )
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model

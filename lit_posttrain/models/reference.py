@@ -2,11 +2,12 @@
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lit_posttrain.models.policy import Policy
@@ -14,6 +15,8 @@ from lit_posttrain.models.sharding import shard
 
 if TYPE_CHECKING:
     from lit_posttrain.models.adapter import Adapter
+
+Convert = Callable[[nn.Module], nn.Module]  # gives weights the precision that they are trained in
 
 
 class Reference(ABC):
@@ -26,12 +29,12 @@ class Reference(ABC):
     policy: Policy
 
     @abstractmethod
-    def to(self, device: torch.device) -> None:
-        """Move it to where the policy is."""
+    def to(self, device: torch.device, convert: Convert) -> None:
+        """Move it to where the policy is, in the precision of the policy."""
 
     @abstractmethod
-    def shard(self, mesh: DeviceMesh) -> None:
-        """Deal its weights out over the processes, as the policy's."""
+    def shard(self, mesh: DeviceMesh, convert: Convert) -> None:
+        """Deal its weights out over the processes, as the policy's and in their precision."""
 
     def as_it_was(self) -> AbstractContextManager[None]:
         """Inside, `policy` is what it was in the beginning."""
@@ -74,13 +77,13 @@ class FrozenReference(Reference):
     def __init__(self, policy: Policy) -> None:
         self.policy = copy.deepcopy(policy).eval().requires_grad_(False)
 
-    def to(self, device: torch.device) -> None:
-        """Move the copy to where the policy is."""
-        self.policy.to(device)
+    def to(self, device: torch.device, convert: Convert) -> None:
+        """Move the copy to where the policy is; nobody else would give it the policy's precision."""
+        convert(self.policy).to(device)
 
-    def shard(self, mesh: DeviceMesh) -> None:
+    def shard(self, mesh: DeviceMesh, convert: Convert) -> None:
         """Deal out the copy's weights."""
-        shard(self.policy, mesh)
+        shard(convert(self.policy), mesh)
 
 
 class AdapterReference(Reference):
@@ -99,10 +102,10 @@ class AdapterReference(Reference):
         self.adapter = adapter
         adapter.keep_initial()
 
-    def to(self, device: torch.device) -> None:
+    def to(self, device: torch.device, convert: Convert) -> None:
         """Nothing to do: it is where the policy is."""
 
-    def shard(self, mesh: DeviceMesh) -> None:
+    def shard(self, mesh: DeviceMesh, convert: Convert) -> None:
         """Nothing to do: its weights are the policy's."""
 
     def as_it_was(self) -> AbstractContextManager[None]:

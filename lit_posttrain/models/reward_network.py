@@ -97,7 +97,7 @@ class RewardNetwork(PacksRows):
 
     @classmethod
     def load(cls, path: str, *, dtype: torch.dtype = torch.float32) -> Self:
-        """An exported reward model, or any sequence classifier of one label.
+        """An exported reward model, or any sequence classifier of one label; in eval mode, on the CPU.
 
         Args:
             path: a folder, or the name of a repository on the Hub.
@@ -109,8 +109,9 @@ class RewardNetwork(PacksRows):
         """
         check_reward_model(path)
         folder, local = resolve_folder(path)
-        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, local_files_only=local)
-        return cls(model.eval())
+        with torch.device("cpu"):  # in the context of another device transformers asks for accelerate
+            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, local_files_only=local)
+            return cls(model.eval())
 
     def forward(
         self,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_posttrain.rewards.arguments import read_parameters
+from lit_posttrain.rewards.precision import own_precision
 from lit_posttrain.rewards.values import read_values, split_token_values
 
 RewardFunction = Callable[..., Sequence[float | Sequence[float] | None] | Tensor]
@@ -105,7 +106,8 @@ class RewardFunctions:
         ):
             arguments = parameters.select(available, name=name)
             try:
-                returned = function(**arguments)
+                with own_precision():
+                    returned = function(**arguments)
             except Exception as error:
                 raise RuntimeError(_describe_failure(error, name, prompts, completions)) from error
             whole, by_token = split_token_values(returned, name=name, lengths=lengths)

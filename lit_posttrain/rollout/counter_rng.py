@@ -4,8 +4,12 @@ A number depends on (seed, stream, prompt, sample, position) alone. What is samp
 the batch it is in, the rank it is on, or the moment at which a run was resumed.
 """
 
+import math
+
 import torch
 from torch import Tensor
+
+from lit_posttrain.functional.accumulation import accumulation_dtype
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -41,7 +45,9 @@ def sample_keys(prompt_keys: Tensor, *, num_samples: int, seed: int) -> Tensor:
 
 
 def uniforms(keys: Tensor, position: int) -> Tensor:
-    """One number in [0, 1) for each key at this position: (B,), fp64."""
+    """One number in [0, 1) for each key at this position: (B,), as many digits as the device's widest numbers have."""
+    dtype = accumulation_dtype(keys.device)
+    digits = 1 - round(math.log2(torch.finfo(dtype).eps))
     counter = torch.tensor(position + 1, device=keys.device) * _GOLDEN  # in a tensor, since Python's do not wrap around
     bits = _mix(keys + counter)
-    return _shift_right(bits, 11).double() * 2.0**-53
+    return _shift_right(bits, 64 - digits).to(dtype) * 2.0**-digits

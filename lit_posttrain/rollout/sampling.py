@@ -5,6 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_posttrain.functional.accumulation import accumulation_dtype
+
+UNITS = 2.0**62  # that make up a probability of 1; their sum stays below 2^63
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -46,7 +50,9 @@ class Sampling:
 def pick_tokens(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
     """One token for each row, by inversion of the cumulative distribution.
 
-    In fp64, since in fp32 the rounding of the cumulative sum makes a draw depend on the batch it is in.
+    Probabilities, in fp64 where the device has it, are added up as whole numbers of a small unit: exactly, in whatever
+    order a device adds. A sum of floats would make a draw depend on the batch that it is in, and has no deterministic
+    kernel on CUDA.
 
     Args:
         logits: (B, V).
@@ -58,15 +64,24 @@ def pick_tokens(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
     """
     if sampling.greedy:
         return logits.argmax(-1)
-    scores = logits.double() / sampling.temperature
+    dtype = torch.promote_types(logits.dtype, accumulation_dtype(logits.device))
+    scores = logits.to(dtype) / sampling.temperature
     if 0 < sampling.top_k < scores.shape[-1]:
         threshold = scores.topk(sampling.top_k).values[:, -1:]
         scores = scores.masked_fill(scores < threshold, -torch.inf)
     if sampling.top_p < 1:
         ordered, index = scores.sort(dim=-1, descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # probability of all that is more likely
-        scores = scores.masked_fill((before >= sampling.top_p).gather(-1, index.argsort(-1)), -torch.inf)
-    cumulative = scores.softmax(-1).cumsum(-1)
+        probabilities = _in_units(ordered)
+        before = probabilities.cumsum(-1) - probabilities  # of all that is more likely
+        left_out = before >= int(sampling.top_p * UNITS)
+        scores = scores.masked_fill(left_out.gather(-1, index.argsort(-1)), -torch.inf)
+    cumulative = _in_units(scores).cumsum_(-1)
+    total = cumulative[:, -1:]
     # the first token whose cumulative probability exceeds the number: one of probability 0 is never picked
-    target = uniform[:, None] * cumulative[:, -1:]
+    target = (uniform[:, None] * total).long().minimum(total - 1)
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=scores.shape[-1] - 1)
+
+
+def _in_units(scores: Tensor) -> Tensor:
+    """Probabilities of logits as whole numbers of units, (B, V) int64."""
+    return scores.softmax(-1).mul_(UNITS).long()

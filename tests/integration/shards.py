@@ -171,7 +171,7 @@ EXACT: dict[str, Job] = {
     "dpo": Job(
         partial(DPO, **SGD),
         lambda: PreferenceDataModule(PAIRS, batch_size=5, val_path=PAIRS[:3], val_batch_size=2),
-        {"max_steps": 3},
+        {"max_steps": 3, "gradient_clip_val": 0.05, "gradient_clip_algorithm": "value"},
     ),
     "kto": Job(
         partial(DPO, loss="kto", precompute_reference=False, **SGD),
@@ -210,6 +210,12 @@ TAUGHT = Job(
     partial(SFT, optimizer=partial(torch.optim.AdamW, lr=1e-3)),
     lambda: InstructDataModule(ROWS, batch_size=4),  # 3 steps an epoch
     {"max_epochs": 2},
+)
+# Weights in half precision, of policy, critic and reference.
+HALVED = online(
+    partial(PPO, group_size=2, num_epochs=1, kl_coef=0.2, value_lr=0.02, **SGD, **SAMPLING),
+    lambda: PromptDataModule(MIXED[:8], batch_size=4, val_path=MIXED[:3], val_batch_size=2),
+    {"max_steps": 2, "precision": "bf16-true", "gradient_clip_val": 0.1, "num_sanity_val_steps": -1},
 )
 
 
@@ -332,6 +338,7 @@ def main(folder: Path) -> None:
     for step in RESUMED:
         checkpoint = folder / "trained" / "checkpoints" / f"step={step}.ckpt"
         save(f"trained-from-{step}", resumed(folder / f"from-{step}", TRAINED, checkpoint))
+    save("halved", HALVED.fit(folder / "halved", HALVED.build(torch.float32), sharded=True))
     save("taught", taught(folder / "taught"))
     for kind in ("file", "parts"):
         save(f"taught-{kind}", resumed(folder / f"from-{kind}", TAUGHT, folder / "taught" / kind / "step=2.ckpt"))

@@ -98,6 +98,17 @@ def test_ten_steps_on_the_same_rollouts_are_those_of_ddp(sharded):
     assert_close(runs["sharded"]["weights"], runs["whole"]["weights"], atol=1e-5)
 
 
+def test_weights_in_half_precision(sharded):
+    """Policy, critic and reference are; the first rollout is that of the policy that is the reference."""
+    for rank in range(2):
+        first, second = result(sharded, "halved", rank)["metrics"]
+        assert first["policy/kl_ref"] == 0 < second["policy/kl_ref"]
+        assert first["policy/ratio_max"] == second["policy/ratio_max"] == 1
+        assert min(first["policy/grad_norm"], first["value/grad_norm"]) > 0.1
+    weights = result(sharded, "halved")["weights"]
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("step", shards.RESUMED)
 def test_resuming_is_exact(sharded, step):
     whole, resumed = result(sharded, "trained")["sharded"], result(sharded, f"trained-from-{step}")
