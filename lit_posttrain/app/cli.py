@@ -2,12 +2,15 @@
 
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,13 +18,11 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_posttrain.app.errors import SET_HERE, told
+from lit_posttrain.app.errors import SET_HERE, USER_ERRORS, leave
 from lit_posttrain.app.hints import check_additions, explain_composition_error
 from lit_posttrain.app.lifeline import HELD, end_with_the_pipeline
-from lit_posttrain.app.stage_options import gather_stage_options
-
-# Errors that tell a user what to change; anything else is shown with its traceback.
-USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, ImportError, RuntimeError, OSError)
+from lit_posttrain.app.run_folder import folder_of_job, release_folders
+from lit_posttrain.app.stage_options import gather_stage_options, quote
 
 TERMINATED = 128 + signal.SIGTERM
 
@@ -41,7 +42,8 @@ def _train(cfg: DictConfig) -> float | None:
 
         logging.getLogger("lightning").handlers.clear()  # Hydra's root logger prints what Lightning has to say
         speak_for_all_ranks()
-        return run(cfg)
+        with folder_of_job(cfg):
+            return run(cfg)
     except Exception as error:
         _keep_traceback(error)
         raise
@@ -59,7 +61,7 @@ def main() -> None:
     previous = signal.signal(signal.SIGTERM, _terminate)
     end_with_the_pipeline()
     try:
-        sys.argv[1:] = gather_stage_options(resume_in_place(sys.argv[1:]))
+        sys.argv[1:] = gather_stage_options(_quoted_folder(sys.argv[1:]) if inherited else sys.argv[1:])
         _train()
     except (HydraException, OmegaConfBaseException) as error:
         if full_errors:
@@ -76,22 +78,18 @@ def main() -> None:
         print(f"\nterminated{_last_note(stop) or ''}", file=sys.stderr)  # noqa: T201
         sys.exit(TERMINATED)  # Lightning's SIGTERMException carries no status, which would read as success
     finally:
+        release_folders()
         signal.signal(signal.SIGTERM, previous)
         if not full_errors:
             for name in ("HYDRA_FULL_ERROR", SET_HERE):
                 os.environ.pop(name, None)
 
 
-def resume_in_place(arguments: list[str]) -> list[str]:
-    """A fit that resumes from a run's checkpoint goes on in that run's folder."""
-    values = dict(argument.split("=", 1) for argument in arguments if "=" in argument and not argument.startswith("-"))
-    checkpoint = values.get("ckpt_path", "null").strip("'\"")
-    if checkpoint == "null" or values.get("mode", "fit") != "fit" or "hydra.run.dir" in values:
-        return arguments
-    folder = Path(checkpoint).resolve().parent.parent
-    if not (folder / "config.yaml").is_file() or {"-m", "--multirun"} & set(arguments):
-        return arguments
-    return [*arguments, f"hydra.run.dir='{folder}'"]
+def _quoted_folder(arguments: list[str]) -> list[str]:
+    """What Lightning launches a process with; the quotes that it puts around the folder do not fit one in its name."""
+    own = [re.fullmatch(r'hydra\.run\.dir="(.*)"', argument, flags=re.DOTALL) for argument in arguments[-3:]]
+    mended = [f"hydra.run.dir={quote(match.group(1))}" if match else None for match in own]
+    return [*arguments[:-3], *(new or old for new, old in zip(mended, arguments[-3:], strict=True))]
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -107,18 +105,21 @@ def _keep_traceback(error: Exception) -> None:
     """Write it to the log of the run, and note in the error where that is."""
     config = HydraConfig.get()
     path = Path(config.runtime.output_dir) / f"{config.job.name}.log"
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(traceback.format_exception(error))
-    error.add_note(f"The traceback is in {path}")
+    with suppress(OSError):  # its disk may be what is wrong
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(traceback.format_exception(error))
+        error.add_note(f"The traceback is in {path}")
 
 
 def _way_on(folder: Path) -> str:
     """How to go on with a run that was stopped."""
     if HELD in os.environ:
-        return f"; the pipeline's own command goes on with it, with hydra.run.dir={shlex.quote(str(folder.parent))}"
+        where = shlex.quote(f"hydra.run.dir={quote(str(folder.parent))}")
+        return f"; the pipeline's own command goes on with it, with {where}"
     checkpoint = folder / "checkpoints" / "last.ckpt"
-    there = checkpoint.is_file()
-    return f"; go on with ckpt_path={shlex.quote(str(checkpoint))}" if there else " before its first checkpoint"
+    if not checkpoint.is_file():
+        return " before its first checkpoint"
+    return "; go on with " + shlex.quote(f"ckpt_path={quote(str(checkpoint))}")
 
 
 def _last_note(error: BaseException) -> str | None:
@@ -126,10 +127,7 @@ def _last_note(error: BaseException) -> str | None:
     return notes[-1] if notes else None
 
 
-def _leave(error: BaseException, message: str | None) -> None:
+def _leave(error: BaseException, message: str | None) -> NoReturn:
     kept = _last_note(error)
     where = f"{kept}; set" if kept else "For the traceback set"
-    rank = os.environ.get("LOCAL_RANK", "0")
-    who = "" if rank == "0" else f" in process {rank}"
-    print(f"\nerror{who}: {told(error, message)}\n\n{where} HYDRA_FULL_ERROR=1 to see it here.", file=sys.stderr)  # noqa: T201
-    sys.exit(1)
+    leave(error, message, more=f"\n\n{where} HYDRA_FULL_ERROR=1 to see it here.")
