@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lit_posttrain.data.instruct import InstructDataModule
     from lit_posttrain.data.preferences import PreferenceDataModule
     from lit_posttrain.data.prompts import PromptDataModule
+    from lit_posttrain.files.checkpoints import AtomicCheckpointIO
     from lit_posttrain.models.loading import Pretrained
     from lit_posttrain.models.lora import Lora
     from lit_posttrain.rewards.protocol import RewardFunctions
@@ -27,6 +28,7 @@ __all__ = [
     "PPO",
     "RLOO",
     "SFT",
+    "AtomicCheckpointIO",
     "InstructDataModule",
     "Lora",
     "PreferenceDataModule",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "AtomicCheckpointIO": "lit_posttrain.files.checkpoints",
     "DPO": "lit_posttrain.algos.dpo",
     "GRPO": "lit_posttrain.algos.grpo",
     "InstructDataModule": "lit_posttrain.data.instruct",

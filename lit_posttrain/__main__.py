@@ -1,6 +1,6 @@
 """`python -m lit_posttrain`: the same as the command `lit-posttrain`."""
 
-from lit_posttrain.app.cli import main
+from lit_posttrain.app.cli import command
 
 if __name__ == "__main__":
-    main()
+    command()

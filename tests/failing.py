@@ -25,7 +25,7 @@ def failure(folder: Path, *overrides: str) -> str:
     folder.mkdir(exist_ok=True)
     with pytest.raises(Exception) as caught:  # noqa: PT011 -- the kind differs, the words are what counts
         run(compose_train(*overrides, run_dir=folder))
-    assert {path.name for path in folder.iterdir()} <= {"config.yaml", "metrics.csv", "checkpoints"}
+    assert {path.name for path in folder.iterdir()} <= {"config.yaml", "parts.json", "metrics.csv", "checkpoints"}
     error = caught.value
     return str(error.__cause__ if isinstance(error, InstantiationException) else error)
 

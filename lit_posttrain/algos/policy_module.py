@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.algos.language_model_module import LanguageModelModule, ModelSource
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
+from lit_posttrain.models.export import export_folder
 from lit_posttrain.models.policy import Policy
 from lit_posttrain.models.reference import AdapterReference, FrozenReference, Reference
 from lit_posttrain.models.sharding import full_state_dict, release
@@ -92,5 +93,6 @@ class PolicyModule(LanguageModelModule):
             model = self.merged_model()
             write = partial(model.save_pretrained, state_dict=full_state_dict(model))
         if self.global_rank == 0:
-            write(folder)
-            self.tokenizer.save_pretrained(folder)
+            with export_folder(folder) as draft:
+                write(draft)
+                self.tokenizer.save_pretrained(draft)

@@ -18,6 +18,7 @@ from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.batching import PreferenceBatch, StepPart
 from lit_posttrain.data.step_loader import StepLoader
 from lit_posttrain.functional import bradley_terry_loss, calibration_error, correlation, pair_accuracy
+from lit_posttrain.models.export import export_folder
 from lit_posttrain.models.loading import Pretrained
 from lit_posttrain.models.reward_network import RewardNetwork, classifier_config
 from lit_posttrain.models.sharding import full_state_dict
@@ -249,8 +250,9 @@ class RewardModel(LanguageModelModule):
         model = self.merged_model()
         weights = full_state_dict(model)
         if self.global_rank == 0:
-            self._loaded().save_pretrained(folder, model, weights=weights)
-            self.tokenizer.save_pretrained(folder)
+            with export_folder(folder) as draft:
+                self._loaded().save_pretrained(draft, model, weights=weights)
+                self.tokenizer.save_pretrained(draft)
 
     def _loaded(self) -> RewardNetwork:
         if self.network is None:

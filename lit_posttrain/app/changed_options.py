@@ -6,7 +6,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 # What may differ without anybody wondering: where and how long, and what only watches.
-FREE = ("ckpt_path", "run_dir", "names", "mode", "threads", "logger", "callbacks", "watch", "gate", "trainer.max_steps")
+FREE = (
+    *("ckpt_path", "overwrite", "run_dir", "names", "mode", "threads", "logger", "callbacks", "watch", "gate"),
+    *("trainer.max_steps", "trainer.plugins"),
+)
 # Each has a group of its own.
 REPEATED = ("algo.optimizer", "algo.scheduler", "algo.policy", "algo.model", "algo.rewards")
 RESTORED = "optim."  # an optimiser is restored with its state, its numbers included

@@ -2,10 +2,12 @@
 
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -16,7 +18,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_posttrain.app.errors import SET_HERE, told
+from lit_posttrain.app.errors import SET_HERE, USER_ERRORS, leave
 from lit_posttrain.app.hints import check_additions, explain_composition_error
 from lit_posttrain.app.lifeline import (
     HELD,
@@ -25,10 +27,8 @@ from lit_posttrain.app.lifeline import (
     end_with_the_launcher,
     end_with_the_pipeline,
 )
-from lit_posttrain.app.stage_options import gather_stage_options
-
-# Errors that tell a user what to change; anything else is shown with its traceback.
-USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, ImportError, RuntimeError, OSError)
+from lit_posttrain.app.run_folder import folder_of_job, release_folders
+from lit_posttrain.app.stage_options import gather_stage_options, quote
 
 INTERRUPTED = 128 + signal.SIGINT
 
@@ -48,13 +48,23 @@ def _train(cfg: DictConfig) -> float | None:
 
         logging.getLogger("lightning").handlers.clear()  # Hydra's root logger prints what Lightning has to say
         speak_for_all_ranks()
-        return run(cfg)
+        with folder_of_job(cfg):
+            return run(cfg)
     except Exception as error:
         _keep_traceback(error)
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
         stop.add_note(_way_on(Path(HydraConfig.get().runtime.output_dir)))  # Hydra forgets the run when it has ended
         raise
+
+
+def command() -> None:
+    """The process of the command line: `main`, and it ends when it has to, whatever it is doing."""
+    end_soon_after_sigterm()
+    end_with_the_pipeline()
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        end_with_the_launcher()
+    main()
 
 
 def main() -> None:
@@ -64,12 +74,8 @@ def main() -> None:
     if not full_errors:  # so that Hydra raises instead of printing and leaving
         os.environ.update({"HYDRA_FULL_ERROR": "1", SET_HERE: "1"})
     previous = signal.signal(signal.SIGTERM, _terminate)
-    end_soon_after_sigterm()
-    end_with_the_pipeline()
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        end_with_the_launcher()
     try:
-        sys.argv[1:] = gather_stage_options(resume_in_place(sys.argv[1:]))
+        sys.argv[1:] = gather_stage_options(_quoted_folder(sys.argv[1:]) if inherited else sys.argv[1:])
         _train()
     except (HydraException, OmegaConfBaseException) as error:
         if full_errors:
@@ -83,22 +89,18 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as stop:
         _end(stop)
     finally:
+        release_folders()
         signal.signal(signal.SIGTERM, previous)
         if not full_errors:
             for name in ("HYDRA_FULL_ERROR", SET_HERE):
                 os.environ.pop(name, None)
 
 
-def resume_in_place(arguments: list[str]) -> list[str]:
-    """A fit that resumes from a run's checkpoint goes on in that run's folder."""
-    values = dict(argument.split("=", 1) for argument in arguments if "=" in argument and not argument.startswith("-"))
-    checkpoint = values.get("ckpt_path", "null").strip("'\"")
-    if checkpoint == "null" or values.get("mode", "fit") != "fit" or "hydra.run.dir" in values:
-        return arguments
-    folder = Path(checkpoint).resolve().parent.parent
-    if not (folder / "config.yaml").is_file() or {"-m", "--multirun"} & set(arguments):
-        return arguments
-    return [*arguments, f"hydra.run.dir='{folder}'"]
+def _quoted_folder(arguments: list[str]) -> list[str]:
+    """What Lightning launches a process with; the quotes that it puts around the folder do not fit one in its name."""
+    own = [re.fullmatch(r'hydra\.run\.dir="(.*)"', argument, flags=re.DOTALL) for argument in arguments[-3:]]
+    mended = [f"hydra.run.dir={quote(match.group(1))}" if match else None for match in own]
+    return [*arguments[:-3], *(new or old for new, old in zip(mended, arguments[-3:], strict=True))]
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -126,19 +128,22 @@ def _keep_traceback(error: Exception) -> None:
     """Write it to the log of the run, and note in the error where that is."""
     config = HydraConfig.get()
     path = Path(config.runtime.output_dir) / f"{config.job.name}.log"
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(traceback.format_exception(error))
-    error.add_note(f"The traceback is in {path}")
+    with suppress(OSError):  # its disk may be what is wrong
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(traceback.format_exception(error))
+        error.add_note(f"The traceback is in {path}")
 
 
 def _way_on(folder: Path) -> str:
     """How to go on with a run that was stopped."""
     if HELD in os.environ:
-        return f"; the pipeline's own command goes on with it, with hydra.run.dir={shlex.quote(str(folder.parent))}"
+        where = shlex.quote(f"hydra.run.dir={quote(str(folder.parent))}")
+        return f"; the pipeline's own command goes on with it, with {where}"
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if not checkpoint.is_file():
         return " before the first checkpoint"
-    return f"; go on with `{_program()} ckpt_path={shlex.quote(str(checkpoint))}`"
+    option = shlex.quote(f"ckpt_path={quote(str(checkpoint))}")
+    return f"; go on with `{_program()} {option}`"
 
 
 def _program() -> str:
@@ -154,10 +159,7 @@ def _last_note(error: BaseException) -> str | None:
     return notes[-1] if notes else None
 
 
-def _leave(error: BaseException, message: str | None) -> None:
+def _leave(error: BaseException, message: str | None) -> NoReturn:
     kept = _last_note(error)
     where = f"{kept}; set" if kept else "For the traceback set"
-    rank = os.environ.get("LOCAL_RANK", "0")
-    who = "" if rank == "0" else f" in process {rank}"
-    print(f"\nerror{who}: {told(error, message)}\n\n{where} HYDRA_FULL_ERROR=1 to see it here.", file=sys.stderr)  # noqa: T201
-    sys.exit(1)
+    leave(error, message, more=f"\n\n{where} HYDRA_FULL_ERROR=1 to see it here.")

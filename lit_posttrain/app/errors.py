@@ -1,9 +1,30 @@
 """What a user is told of an error."""
 
+import os
+import sys
+from typing import NoReturn
+
 from hydra.errors import InstantiationException
+
+# Errors that tell a user what to change; anything else is shown with its traceback.
+USER_ERRORS = (ValueError, TypeError, KeyError, FileNotFoundError, ImportError, RuntimeError, OSError)
 
 # Set beside HYDRA_FULL_ERROR where that was not the user's wish.
 SET_HERE = "LIT_POSTTRAIN_SET_HYDRA_FULL_ERROR"
+
+
+def leave(error: BaseException, message: str | None = None, *, more: str = "") -> NoReturn:
+    """Say what is wrong, and end with status 1.
+
+    Args:
+        error: what was raised.
+        message: better words for it, where there are any.
+        more: what is said behind it.
+    """
+    rank = os.environ.get("LOCAL_RANK", "0")
+    who = "" if rank == "0" else f" in process {rank}"
+    print(f"\nerror{who}: {told(error, message)}{more}", file=sys.stderr)  # noqa: T201
+    sys.exit(1)
 
 
 def told(error: BaseException, message: str | None = None) -> str:

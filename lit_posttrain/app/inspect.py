@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lit_posttrain.app.checks import check_arguments
-from lit_posttrain.app.cli import USER_ERRORS
-from lit_posttrain.app.errors import told
+from lit_posttrain.app.errors import USER_ERRORS, told
 from lit_posttrain.app.hints import check_additions, explain_composition_error
 
 # What Hydra fills in when it runs a job; nothing is run here.

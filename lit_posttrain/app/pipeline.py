@@ -1,6 +1,5 @@
 """Several runs in a row, each from what one before has exported."""
 
-import json
 import logging
 import os
 import shlex
@@ -15,17 +14,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lit_posttrain.app.gate import Gate, Verdict
-from lit_posttrain.app.json_file import write_json
 from lit_posttrain.app.pipeline_plan import Stage, plan_stages
+from lit_posttrain.app.run_folder import OF_A_PIPELINE, claim_pipeline
 from lit_posttrain.app.stage_config import stage_config
 from lit_posttrain.app.stage_folder import StageFolder, origin_of
 from lit_posttrain.app.stage_options import quote
-from lit_posttrain.app.stage_process import alone_in, run_stage
+from lit_posttrain.app.stage_process import run_stage
+from lit_posttrain.files.whole import write_json
 from lit_posttrain.reports.stages import StageRow, print_stages
 
 log = logging.getLogger(__name__)
-
-RECORD = "pipeline.json"
 
 
 def run_pipeline(cfg: DictConfig) -> None:
@@ -47,7 +45,8 @@ def run_pipeline(cfg: DictConfig) -> None:
             "a pipeline starts as one process: its stages launch their own, as with `trainer=ddp trainer.devices=2`."
         )
     name, folder = config.runtime.choices["pipeline"], Path(config.runtime.output_dir).resolve()
-    _check_folder(folder, name)
+    lock = claim_pipeline(folder, name).descriptor
+    assert lock is not None
     stages = plan_stages(
         cfg.pipeline,
         list(config.overrides.task),
@@ -56,26 +55,26 @@ def run_pipeline(cfg: DictConfig) -> None:
     )
     configs = [stage_config(stage) for stage in stages]
     _rehearse(stages, configs, folder)
-    again = f"the same command with hydra.run.dir={shlex.quote(str(folder))} goes on where it stopped"
+    place = shlex.quote(f"hydra.run.dir={quote(str(folder))}")
+    again = f"the same command with {place} goes on where it stopped"
     rows: list[StageRow] = [StageRow(stage.name, str(folder / stage.name)) for stage in stages]
     log.info("%s stages, in %s; if it is stopped, %s", len(stages), folder, again)
-    with alone_in(folder) as lock:
-        for number, stage in enumerate(stages):
-            log.info("stage %s of %s: %s", number + 1, len(stages), stage.name)
-            rows[number].status = "running"
+    for number, stage in enumerate(stages):
+        log.info("stage %s of %s: %s", number + 1, len(stages), stage.name)
+        rows[number].status = "running"
+        _write(folder, name, rows)
+        try:
+            _run(stage, configs[number], folder, rows[number], lock=lock)
+        except (KeyboardInterrupt, SystemExit) as stop:
+            rows[number].status = "interrupted"
+            log.error("interrupted in stage %s; %s", stage.name, again)
+            if isinstance(stop, KeyboardInterrupt):
+                sys.exit(128 + signal.SIGINT)
+            raise
+        except RuntimeError as error:
+            raise RuntimeError(f"{error} Then {again}: stages that are done are not repeated.") from error
+        finally:
             _write(folder, name, rows)
-            try:
-                _run(stage, configs[number], folder, rows[number], lock=lock)
-            except (KeyboardInterrupt, SystemExit) as stop:
-                rows[number].status = "interrupted"
-                log.error("interrupted in stage %s; %s", stage.name, again)
-                if isinstance(stop, KeyboardInterrupt):
-                    sys.exit(128 + signal.SIGINT)
-                raise
-            except RuntimeError as error:
-                raise RuntimeError(f"{error} Then {again}: stages that are done are not repeated.") from error
-            finally:
-                _write(folder, name, rows)
     print_stages(rows)
     log.info("everything is in %s", folder)
 
@@ -84,21 +83,6 @@ def _rehearse(stages: list[Stage], configs: list[dict[str, Any]], folder: Path) 
     from lit_posttrain.app.rehearsal import rehearse_stages  # not before the configurations are right: it takes seconds
 
     rehearse_stages(stages, configs, folder)
-
-
-def _check_folder(folder: Path, name: str) -> None:
-    """Refuse a folder that is somebody else's.
-
-    Raises:
-        ValueError: if another pipeline or a single run is in it.
-    """
-    record, own = folder / RECORD, f"`pipeline={name}`"
-    if record.is_file():
-        owner = f"`pipeline={json.loads(record.read_text(encoding='utf-8'))['pipeline']}`"
-    else:
-        owner = "a single run" if (folder / "config.yaml").is_file() else own
-    if owner != own:
-        raise ValueError(f"{folder} is the folder of {owner}: give {own} a `hydra.run.dir` of its own.")
 
 
 def _run(stage: Stage, config: dict[str, Any], folder: Path, row: StageRow, *, lock: int) -> None:
@@ -171,4 +155,4 @@ def _config_source() -> list[str]:
 
 def _write(folder: Path, name: str, rows: list[StageRow]) -> None:
     status = next((row.status for row in rows if row.status != "done"), "done")
-    write_json(folder / RECORD, {"pipeline": name, "status": status, "stages": [asdict(row) for row in rows]})
+    write_json(folder / OF_A_PIPELINE, {"pipeline": name, "status": status, "stages": [asdict(row) for row in rows]})

@@ -19,6 +19,7 @@ OWN = ("pipeline", "hydra", "model", "data")
 REFUSED = {
     "mode": "a pipeline trains: `mode=validate model=local model.path=<pipeline>/<stage>/export` looks at a stage.",
     "ckpt_path": "a pipeline finds the checkpoints of its stages itself: `hydra.run.dir=<its folder>` goes on.",
+    "overwrite": "a pipeline goes on in its folder: remove that yourself, or take another `hydra.run.dir`.",
 }
 REFUSED_OF_A_STAGE = {
     **REFUSED,

@@ -4,7 +4,6 @@ import json
 import logging
 import sys
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import lightning as L
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from hydra.utils import instantiate
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
 from lit_posttrain.algos.language_model_module import LanguageModelModule
@@ -20,15 +20,19 @@ from lit_posttrain.app.changed_options import changed_options
 from lit_posttrain.app.checks import check_config
 from lit_posttrain.app.config_file import ConfigFile
 from lit_posttrain.app.end_together import EndTogether
-from lit_posttrain.app.json_file import write_json
 from lit_posttrain.app.loggers import make_loggers
+from lit_posttrain.app.run_files import is_of_run
 from lit_posttrain.app.summary import describe_run
 from lit_posttrain.app.wandb_runs import log_summary, own_wandb_run
 from lit_posttrain.app.watched_metric import WatchedMetric
 from lit_posttrain.batching import in_prompt_order
+from lit_posttrain.callbacks.metrics_csv import MetricsCSV
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
 from lit_posttrain.callbacks.run_clock import RunClock
 from lit_posttrain.callbacks.step_row import StepRow
+from lit_posttrain.files import checkpoints
+from lit_posttrain.files.checkpoints import DamagedCheckpointError
+from lit_posttrain.files.whole import whole_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -95,14 +99,17 @@ def make_trainer(cfg: DictConfig, history: MetricsHistory) -> Trainer:
     callbacks: list[Callback] = [history, WatchedMetric("watch.metric", cfg.watch.metric)]
     if cfg.gate is not None:
         callbacks.append(WatchedMetric("gate", cfg.gate))
-    callbacks += [ConfigFile(cfg), EndTogether(), RunClock()]
+    resumes = cfg.mode == "fit" and cfg.ckpt_path is not None
+    in_its_folder = resumes and is_of_run(cfg.ckpt_path, Path(cfg.run_dir))
+    callbacks += [ConfigFile(cfg, resumes=in_its_folder), EndTogether(), RunClock()]
     callbacks += [instantiate(callback, _convert_="all") for callback in (cfg.callbacks or {}).values() if callback]
     if not cfg.trainer.get("enable_progress_bar", True):
         callbacks = [callback for callback in callbacks if not isinstance(callback, ProgressBar)]
     callbacks.append(StepRow())  # behind those that log at the end of a batch
-    resumes = cfg.mode == "fit" and cfg.ckpt_path is not None
     resume_step = read_checkpoint(cfg.ckpt_path)["global_step"] if resumes else None
     loggers = [] if cfg.mode == "predict" else make_loggers(cfg.logger, resume_step=resume_step)
+    if cfg.mode == "validate":  # its scores have a file of their own, and the folder may be that of a run
+        loggers = [logger for logger in loggers if not isinstance(logger, MetricsCSV | TensorBoardLogger)]
     max_steps = cfg.trainer.get("max_steps", -1)
     val_every_steps = cfg.val_every_steps or (max_steps if max_steps > 0 else NEVER)
     return instantiate(
@@ -119,17 +126,17 @@ def read_checkpoint(ckpt_path: str) -> dict[str, Any]:
     """A checkpoint, its tensors not read from the disk yet.
 
     Raises:
-        ValueError: if the file is no checkpoint of a run.
+        ValueError: if the file is damaged, or no checkpoint of a run.
     """
     try:
-        checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
-        checkpoint["global_step"]  # a checkpoint of Lightning has it
-    except (RuntimeError, UnpicklingError, KeyError, TypeError) as error:
+        return checkpoints.read_checkpoint(ckpt_path)
+    except DamagedCheckpointError:
+        raise
+    except ValueError as error:
         raise ValueError(
             f"`ckpt_path` must be a checkpoint that a run wrote, got `{ckpt_path}`. "
             "To start from exported weights: `model=local model.path=<run>/export`."
         ) from error
-    return checkpoint
 
 
 def predict(trainer: Trainer, module: LanguageModelModule, datamodule: LightningDataModule, cfg: DictConfig) -> None:
@@ -142,7 +149,7 @@ def predict(trainer: Trainer, module: LanguageModelModule, datamodule: Lightning
         dist.all_gather_object(ranks, own)
     if trainer.is_global_zero:
         path = Path(cfg.run_dir) / "predictions.jsonl"
-        with path.open("w", encoding="utf-8") as file:
+        with whole_file(path) as file:
             for shares in zip(*ranks, strict=True):  # of one batch
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in in_prompt_order(shares))
         log.info("predictions: %s", path)
@@ -157,10 +164,7 @@ def finish(cfg: DictConfig, trainer: Trainer, module: LanguageModelModule, histo
     summary = describe_run(cfg, trainer, module, history)
     module.save_pretrained(folder / "export")
     best = best_checkpoint(trainer, cfg.watch.metric, last=history.metrics.get(cfg.watch.metric, {}).get("last"))
-    if best is not None:
-        checkpoint = torch.load(best, map_location="cpu", weights_only=True)
-        module.load_state_dict(checkpoint["state_dict"])
-    module.save_pretrained(folder / "export_best")
+    lost = export_best(module, best, folder / "export_best")
     if not trainer.is_global_zero:
         return
     write_json(folder / "summary.json", summary)
@@ -169,6 +173,23 @@ def finish(cfg: DictConfig, trainer: Trainer, module: LanguageModelModule, histo
         if name.startswith("val/"):
             log.info("%-24s %.3f -> %.3f (best %.3f)", name, values["first"], values["last"], values["best"])
     log.info("%s steps in %.0f s; everything is in %s", summary["steps"], summary["wall_s"], folder)
+    if lost is not None:
+        raise RuntimeError(f"the run is done and `{folder}/export` is written, `export_best` is not: {lost}") from lost
+
+
+def export_best(module: LanguageModelModule, best: str | None, folder: Path) -> Exception | None:
+    """Write the weights of a checkpoint as an export, those that the module has where there is none.
+
+    Returns:
+        Why it could not be, if the checkpoint is damaged or gone: what else a run leaves does not depend on it.
+    """
+    if best is not None:
+        try:
+            module.load_state_dict(checkpoints.read_checkpoint(best)["state_dict"])
+        except (DamagedCheckpointError, FileNotFoundError) as error:
+            return error
+    module.save_pretrained(folder)
+    return None
 
 
 def best_checkpoint(trainer: Trainer, metric: str, *, last: float | None) -> str | None:

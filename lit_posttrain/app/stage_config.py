@@ -13,7 +13,7 @@ from lit_posttrain.app.hints import explain_composition_error
 from lit_posttrain.app.pipeline_plan import PREFERENCES, Stage
 
 # What watches a run or names it, and does not change its weights.
-WITHOUT_EFFECT = ("run_dir", "names", "ckpt_path", "logger", "callbacks", "gate")
+WITHOUT_EFFECT = ("run_dir", "names", "ckpt_path", "overwrite", "logger", "callbacks", "gate")
 
 
 def stage_config(stage: Stage) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_posttrain.app.changed_options import differences
-from lit_posttrain.app.json_file import write_json
 from lit_posttrain.app.pipeline_plan import Stage
+from lit_posttrain.files.whole import write_json
 
 log = logging.getLogger(__name__)
 

@@ -47,7 +47,7 @@ def quote(text: str) -> str:
     >>> print(quote("/runs/sft"), quote("it's"))
     /runs/sft 'it\'s'
     """
-    return text if re.fullmatch(r"[\w./-]*[A-Za-z_/][\w./-]*", text) else _in_quotes(text)
+    return text if re.fullmatch(r"[\w./-]*[A-Za-z_/][\w./-]*", text, flags=re.ASCII) else _in_quotes(text)
 
 
 def _in_quotes(text: str) -> str:

@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from lit_posttrain.app.errors import told
-from lit_posttrain.app.json_file import write_json
+from lit_posttrain.files.whole import write_json
 from lit_posttrain.reports.comparison import Job, print_comparison, write_comparison
 from lit_posttrain.reports.curves import draw_curves
 

@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from lit_posttrain.callbacks.completion_rows import completion_rows
 from lit_posttrain.callbacks.records import RecordsRollouts, RolloutRecord
+from lit_posttrain.files.whole import append_lines
 
 
 class CompletionsFile(Callback):
@@ -50,10 +51,8 @@ class CompletionsFile(Callback):
             dist.all_gather_object(ranks, groups)
             groups = {slot: lines for rank in ranks for slot, lines in rank.items()}
         if trainer.is_global_zero:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                for _, lines in sorted(groups.items()):
-                    file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            rows = (row for _, rows in sorted(groups.items()) for row in rows)
+            append_lines(self.path, [json.dumps(row, ensure_ascii=False) for row in rows])
 
     def state_dict(self) -> dict[str, Any]:
         """Bytes in the file, and the last rollout in it."""

@@ -1,7 +1,6 @@
 """One table of all metrics with one row for each optimiser step."""
 
 import csv
-import os
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+
+from lit_posttrain.files.whole import whole_file
 
 FLUSH_EVERY_S = 5.0
 
@@ -82,13 +83,10 @@ class MetricsCSV(Logger):
         if not self._changed:
             return
         columns = sorted({name for values in self._rows.values() for name in values})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self.path.with_suffix(".csv.tmp")
-        with draft.open("w", newline="", encoding="utf-8") as file:
+        with whole_file(self.path) as file:
             writer = csv.DictWriter(file, ["step", *columns])
             writer.writeheader()
             writer.writerows({"step": step, **self._rows[step]} for step in sorted(self._rows))
-        os.replace(draft, self.path)
         self._changed = False
 
     @rank_zero_only

@@ -17,11 +17,13 @@ from peft import (
     get_peft_model_state_dict,
     set_peft_model_state_dict,
 )
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lit_posttrain.models.drawing import drawn_on_cpu
+from lit_posttrain.models.folders import check_finite, read_tokenizer
 from lit_posttrain.models.lora import ADAPTER_FILE
 
 log = logging.getLogger(__name__)
@@ -170,13 +172,15 @@ def loaded_adapter(model: PreTrainedModel, path: str, *, export: str) -> Adapter
         wrong = [*found.missing_keys, *(key for key in found.unexpected_keys if "lora_" in key)]
         if wrong:
             raise ValueError(f"{len(wrong)} weights are in one of the two only, {wrong[0]} for example")
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, SafetensorError) as error:
         raise ValueError(
             f"the adapter `{path}` does not fit {type(model).__name__} `{model.name_or_path}`; it was trained on "
             f"`{base}`, give that model. {_shortened(error)}"
         ) from error
+    adapter = Adapter(peft_model, export=export)
+    check_finite(adapter.state_dict().items(), path)
     log.info("going on with the adapter `%s`: rank %s on %s", path, config.r, ", ".join(sorted(config.target_modules)))
-    return Adapter(peft_model, export=export)
+    return adapter
 
 
 @contextmanager
@@ -224,7 +228,7 @@ def _check_vocabulary(model: PreTrainedModel, path: str) -> None:
     folder = Path(path).expanduser()
     if not (folder / ADAPTER_FILE).is_file() or not (folder / "tokenizer_config.json").is_file():
         return
-    size, rows = len(AutoTokenizer.from_pretrained(folder)), model.get_input_embeddings().weight.shape[0]
+    size, rows = len(read_tokenizer(str(folder), local=True)), model.get_input_embeddings().weight.shape[0]
     if size > rows:
         raise ValueError(
             f"the adapter `{path}` comes with a tokenizer of {size} tokens, the model `{model.name_or_path}` has only "

@@ -97,26 +97,27 @@ class Pretrained:
 
         Raises:
             FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
+            ValueError: if weights are missing or wrong.
         """
         import torch
         from transformers import AutoModelForCausalLM
 
         from lit_posttrain.models.drawing import drawn_on_cpu
+        from lit_posttrain.models.folders import read_model
 
         folder, local = self._base_folder()
         if self.random_init:
             config = self.load_config()
             dtype = config.dtype if self.dtype == "auto" else getattr(torch, self.dtype)
             with drawn_on_cpu(self.seed):
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=self.attention)
+                model = AutoModelForCausalLM.from_config(
+                    config, dtype=dtype, attn_implementation=self.attention, trust_remote_code=False
+                )
             model.eval()
         else:
             self.check()
             dtype = "auto" if self.dtype == "auto" else getattr(torch, self.dtype)
-            with torch.device("cpu"):  # in the context of another device transformers asks for accelerate
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=dtype, attn_implementation=self.attention, local_files_only=local
-                )
+            model = read_model(AutoModelForCausalLM, folder, dtype=dtype, local=local, attention=self.attention)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         return model
@@ -127,10 +128,10 @@ class Pretrained:
         Raises:
             FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
         """
-        from transformers import AutoConfig
+        from lit_posttrain.models.folders import read_config
 
         folder, local = self._base_folder()
-        return AutoConfig.from_pretrained(folder, local_files_only=local)
+        return read_config(folder, local=local)
 
     def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer that lies beside the model.
@@ -138,16 +139,16 @@ class Pretrained:
         Raises:
             FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
         """
-        from transformers import AutoTokenizer
+        from lit_posttrain.models.folders import read_tokenizer
 
         path = self.tokenizer or self.path
         if holds_adapter(path):
             beside = Path(path).expanduser()
             if (beside / "tokenizer_config.json").is_file():
-                return AutoTokenizer.from_pretrained(beside, local_files_only=True)
+                return read_tokenizer(str(beside), local=True)
             path = base_of_adapter(path)
         folder, local = self._folder(path)
-        return AutoTokenizer.from_pretrained(folder, local_files_only=local)
+        return read_tokenizer(folder, local=local)
 
     def check(self) -> None:
         """Find out without loading weights whether `load` can work.

@@ -7,9 +7,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
+from lit_posttrain.models.folders import read_config, read_model
 from lit_posttrain.models.hub import resolve_folder
 from lit_posttrain.models.packing import PacksRows
 from lit_posttrain.models.policy import disable_dropout
@@ -73,7 +74,9 @@ class RewardNetwork(PacksRows):
         """
         trunk = model.base_model
         with torch.device("meta"):  # its weights are replaced
-            classifier = AutoModelForSequenceClassification.from_config(classifier_config(model.config))
+            classifier = AutoModelForSequenceClassification.from_config(
+                classifier_config(model.config), trust_remote_code=False
+            )
         head = getattr(classifier, "score", None)
         same = type(classifier.base_model) is type(trunk) and classifier.base_model is not classifier
         if not (isinstance(head, nn.Linear) and head.bias is None and same):
@@ -105,13 +108,12 @@ class RewardNetwork(PacksRows):
 
         Raises:
             FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
-            ValueError: if it is no reward model.
+            ValueError: if it is no reward model, or weights are missing or wrong.
         """
         check_reward_model(path)
         folder, local = resolve_folder(path)
-        with torch.device("cpu"):  # in the context of another device transformers asks for accelerate
-            model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype, local_files_only=local)
-            return cls(model.eval())
+        with torch.device("cpu"):  # the network has buffers of its own
+            return cls(read_model(AutoModelForSequenceClassification, folder, dtype=dtype, local=local))
 
     def forward(
         self,
@@ -208,7 +210,7 @@ def check_reward_model(path: str, *, option: str = "reward.path") -> None:
         ValueError: if it is none.
     """
     folder, local = resolve_folder(path, option=option)
-    config = AutoConfig.from_pretrained(folder, local_files_only=local)
+    config = read_config(folder, local=local)
     built = ", ".join(config.architectures or ["an unknown model"])
     if "ForSequenceClassification" not in built or config.num_labels != 1:
         labels = f" of {config.num_labels} labels" if "ForSequenceClassification" in built else ""

@@ -1,7 +1,6 @@
 """The jobs of a sweep side by side: `comparison.csv`, and a table in the terminal."""
 
 import csv
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from lit_posttrain.files.whole import whole_file
 
 RESULT = ("metric", "first", "last", "best", "steps", "wall_s", "error")  # columns after those of the options
 WIDE = 200  # characters of a line where nobody's terminal sets the limit
@@ -67,16 +68,13 @@ def write_comparison(jobs: Sequence[Job], path: Path) -> None:
         path: of the CSV.
     """
     names = varied(jobs)
-    # several jobs that end at the same time may each write it
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with draft.open("w", encoding="utf-8", newline="") as file:
+    with whole_file(path) as file:
         rows = csv.writer(file)
         rows.writerow(["job", "folder", "status", *names, *RESULT])
         for job in sorted(jobs, key=lambda job: job.number):
             options = [job.overrides.get(name) for name in names]
             result = [getattr(job, name) for name in RESULT]
             rows.writerow([job.number, job.folder, job.status, *options, *result])
-    os.replace(draft, path)
 
 
 def print_comparison(jobs: Sequence[Job], console: Console | None = None) -> None:

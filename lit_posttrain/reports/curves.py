@@ -1,12 +1,12 @@
 """One picture of a sweep: a metric against tokens and against time, a line for each kind of job."""
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_posttrain.files.whole import whole_file
 from lit_posttrain.reports.comparison import Job
 
 TOKENS, SECONDS = "throughput/tokens", "time/train_s"
@@ -102,9 +102,8 @@ def draw_curves(jobs: Sequence[Job], path: Path, *, metrics: Sequence[str], by: 
             row[0].legend()
     drawn = any(panel.lines for panel in panels.flat)
     if drawn:
-        draft = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
-        FigureCanvasAgg(figure).print_figure(draft, dpi=120)
-        os.replace(draft, path)
+        with whole_file(path, binary=True) as file:
+            FigureCanvasAgg(figure).print_figure(file, dpi=120, format=path.suffix[1:])
     return drawn
 
 

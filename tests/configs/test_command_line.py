@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lit_posttrain.app import cli, run
-from lit_posttrain.app.cli import main, resume_in_place
+from lit_posttrain.app.cli import main
 from lit_posttrain.app.lifeline import HELD
 from tests.composing import compose_train
 
@@ -120,6 +120,17 @@ def test_the_traceback_is_kept_in_the_folder_of_the_run(command_line, tmp_path):
     assert "`group_size` must be >= 2, got 1" in log.read_text()
 
 
+def test_a_traceback_that_cannot_be_kept_does_not_hide_the_error(monkeypatch, command_line, tmp_path):
+    def broken(cfg):
+        (tmp_path / "here" / "train.log").unlink()
+        (tmp_path / "here" / "train.log").mkdir()  # as on a full disk, opening it fails
+        raise ValueError("boom")
+
+    monkeypatch.setattr(run, "run", broken)
+    status, _, errors = command_line("hydra.run.dir=here")
+    assert (status, "error: ValueError: boom\n\nFor the traceback set HYDRA_FULL_ERROR=1" in errors) == (1, True)
+
+
 def test_the_traceback_is_shown_when_asked_for(monkeypatch, command_line):
     def broken(cfg):
         raise ValueError("boom")
@@ -211,18 +222,6 @@ def test_an_application_of_its_own_can_include_the_configuration(tmp_path):
     command = [sys.executable, "mine.py", "algo.group_size=4"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.split() == ["hello", "lit_posttrain.algos.grpo.GRPO", "tiny"]
-
-
-def test_a_resumed_run_goes_on_in_its_folder(tmp_path):
-    folder = tmp_path / "a run"
-    (folder / "checkpoints").mkdir(parents=True)
-    checkpoint = f"ckpt_path={folder}/checkpoints/last.ckpt"
-    assert resume_in_place([checkpoint]) == [checkpoint]  # a checkpoint that lies elsewhere
-    (folder / "config.yaml").write_text("")
-    assert resume_in_place(["seed=1", checkpoint]) == ["seed=1", checkpoint, f"hydra.run.dir='{folder}'"]
-    for others in (["mode=validate"], ["hydra.run.dir=x"], ["-m"], ["--multirun"]):
-        assert resume_in_place([*others, checkpoint]) == [*others, checkpoint]
-    assert resume_in_place(["ckpt_path=null"]) == ["ckpt_path=null"]
 
 
 def test_the_environment_is_left_as_it_was(monkeypatch, capsys):

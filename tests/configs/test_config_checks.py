@@ -4,7 +4,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
+from lit_posttrain import AtomicCheckpointIO
 from lit_posttrain.app.checks import check_config
 from lit_posttrain.app.run import make_trainer
 from lit_posttrain.app.watched_metric import WatchedMetric
@@ -107,6 +109,21 @@ def test_the_gate_of_a_pipeline_is_watched_too(tmp_path):
 
     assert watched() == [("watch.metric", "val/reward")]
     assert watched("gate=val/loss") == [("watch.metric", "val/reward"), ("gate", "val/loss")]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind"),
+    [
+        ([], AtomicCheckpointIO),
+        (["trainer=ddp", "trainer.accelerator=cpu"], AtomicCheckpointIO),
+        (["trainer=fsdp", "trainer.accelerator=cpu"], AtomicCheckpointIO),
+        (["trainer.plugins=[]"], TorchCheckpointIO),
+        (["trainer.plugins=[{_target_: lightning.pytorch.plugins.io.AsyncCheckpointIO}]"], AsyncCheckpointIO),
+    ],
+)
+def test_checkpoints_are_written_whole_unless_somebody_has_plugins_of_his_own(tmp_path, overrides, kind):
+    trainer = make_trainer(compose_train("logger=csv", *overrides, run_dir=tmp_path), MetricsHistory())
+    assert type(trainer.strategy.checkpoint_io) is kind
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def installed(tmp_path_factory) -> dict[str, str]:
 def call(installed: dict[str, str], folder: Path, *arguments: str) -> str:
     """Run the console script that the wheel declares."""
     (declared,) = Path(installed["PYTHONPATH"]).glob("*.dist-info/entry_points.txt")
-    assert "lit-posttrain = lit_posttrain.app.cli:main" in declared.read_text()
+    assert "lit-posttrain = lit_posttrain.app.cli:command" in declared.read_text()
     code = "import sys; sys.argv[0] = 'lit-posttrain'; from lit_posttrain.app.cli import main; main()"
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=installed).stdout

@@ -175,7 +175,7 @@ def test_loggers_of_a_resumed_run(no_account, tmp_path, monkeypatch):
     assert make_loggers(None, resume_step=5) == []
 
 
-@pytest.mark.parametrize(("mode", "number"), [("fit", 2), ("validate", 2), ("predict", 0)])
-def test_predictions_have_nothing_to_log(no_account, tmp_path, mode, number):
+@pytest.mark.parametrize(("mode", "number"), [("fit", 2), ("validate", 1), ("predict", 0)])
+def test_what_is_no_training_has_no_table_of_steps(no_account, tmp_path, mode, number):
     cfg = compose_train(f"mode={mode}", run_dir=tmp_path)
     assert len(make_trainer(cfg, MetricsHistory()).loggers) == number

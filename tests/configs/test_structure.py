@@ -13,6 +13,7 @@ import lit_posttrain
 PACKAGE = Path(lit_posttrain.__file__).parent
 ROOT = PACKAGE.parent
 ALL = {
+    "files",
     "functional",
     "batching",
     "tasks",
@@ -28,16 +29,17 @@ ALL = {
 
 # The rooms of ours that each room may import, beside itself.
 MAY_IMPORT = {
+    "files": set(),
     "functional": set(),
     "batching": set(),
     "tasks": set(),
-    "models": {"functional"},
+    "models": {"files", "functional"},
     "data": {"batching", "tasks", "models"},
     "rewards": {"tasks", "models", "batching", "data"},  # a learned reward reads text as its training did
     "rollout": {"functional", "batching", "models", "rewards"},
     "algos": ALL - {"app", "callbacks", "reports"},
-    "callbacks": {"batching"},
-    "reports": set(),
+    "callbacks": {"batching", "files"},
+    "reports": {"files"},
     "app": ALL,
 }
 ONLY_TORCH = {"functional", "batching"}

@@ -147,7 +147,7 @@ def test_what_cannot_be_composed_ends_a_sweep_before_its_first_job(command_line,
 
 def test_a_reused_folder_forgets_the_jobs_of_the_sweep_before(command_line, jobs):
     assert command_line("-m", "seed=0,1", "hydra.sweep.dir=sweep")[0] == 0
-    assert command_line("-m", "optim.lr=-1", "hydra.sweep.dir=sweep")[0] == 1
+    assert command_line("-m", "optim.lr=-1", "hydra.sweep.dir=sweep", "overwrite=true")[0] == 1
     assert [(row["status"], row["best"]) for row in rows("sweep")] == [("failed", "")]
 
 
@@ -159,7 +159,7 @@ def test_other_modes_have_their_own_score(command_line, jobs, mode, score):
 
 def test_a_single_run_is_not_compared(command_line, jobs, tmp_path):
     assert command_line("hydra.run.dir=run")[0] == 0
-    status, _, errors = command_line("hydra.run.dir=run", "optim.lr=-1")
+    status, _, errors = command_line("hydra.run.dir=run", "optim.lr=-1", "overwrite=true")
     assert (status, "error: ValueError: `lr` must be [0, 1], got -1.\n" in errors) == (1, True)
     assert [path.name for path in tmp_path.rglob("comparison.csv")] == []
 

@@ -2,16 +2,22 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
+from lit_posttrain.app import run as app_run
 from lit_posttrain.app.run import run
+from lit_posttrain.app.run_files import EXPORTS
+from lit_posttrain.files.whole import NoRoomError
 from lit_posttrain.models.hub import hub_is_reachable
 from lit_posttrain.models.loading import BUILT_IN, Pretrained
 from tests.composing import compose_train
 from tests.failing import GRID, assert_says, failure
+from tests.small_files import files_of_at_most
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -117,9 +123,56 @@ def test_file_that_is_no_checkpoint(tmp_path, no_weights, mode):
         )
 
 
-def test_checkpoint_of_another_algorithm(tmp_path):
-    run(compose_train(*GRID, "callbacks.last_checkpoint.every_n_train_steps=1", run_dir=tmp_path / "first"))
-    path = tmp_path / "first" / "checkpoints" / "last.ckpt"
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> Path:
+    """The folder of a run, whose last checkpoint tests may spoil."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    run(compose_train(*GRID, "callbacks.last_checkpoint.every_n_train_steps=1", run_dir=folder))
+    shutil.copy(folder / "checkpoints" / "last.ckpt", folder / "checkpoints" / "best.ckpt")
+    return folder
+
+
+@pytest.fixture
+def last(first) -> Iterator[Path]:
+    """The last checkpoint, which is whole again afterwards."""
+    path = first / "checkpoints" / "last.ckpt"
+    before = path.read_bytes()
+    yield path
+    path.write_bytes(before)
+
+
+@pytest.mark.parametrize("mode", ["fit", "validate", "predict"])
+def test_damaged_checkpoint(tmp_path, no_weights, last, mode):
+    data = last.read_bytes()
+    for damaged in (data[: len(data) // 2], data[:5000] + bytes(4096) + data[9096:], b""):
+        last.write_bytes(damaged)
+        assert_says(
+            failure(tmp_path / "run", *GRID, f"mode={mode}", f"ckpt_path={last}"),
+            f"the checkpoint `{last}` is damaged: ",
+            f"The newest whole one beside it is `{last.parent}/best.ckpt`, of step 1: give that as `ckpt_path`.",
+        )
+
+
+def test_a_best_checkpoint_that_was_damaged_costs_its_export_alone(tmp_path, last, monkeypatch):
+    last.write_bytes(last.read_bytes()[:-5000])
+    monkeypatch.setattr(app_run, "best_checkpoint", lambda *_, **__: str(last))
+    with pytest.raises(
+        RuntimeError, match=rf"{tmp_path}/export` is written, `export_best` is not: .*{last}` is damaged"
+    ):
+        run(compose_train(*GRID, run_dir=tmp_path))
+    assert {"summary.json", "export"} == {path.name for path in tmp_path.iterdir()} & {"summary.json", *EXPORTS}
+
+
+def test_a_full_disk_ends_a_run_with_its_old_checkpoint(tmp_path, last):
+    run_dir, before = last.parent.parent, last.read_bytes()
+    with files_of_at_most(500_000), pytest.raises(NoRoomError, match=f"`{run_dir}/checkpoints/.*.ckpt` could not be"):
+        run(compose_train(*GRID, "trainer.max_steps=3", f"ckpt_path={last}", run_dir=run_dir))
+    assert last.read_bytes() == before
+    assert {path.name for path in last.parent.iterdir()} == {"last.ckpt", "best.ckpt"}
+
+
+def test_checkpoint_of_another_algorithm(tmp_path, last):
+    path = last
     checkpoint = torch.load(path, weights_only=True)
     torch.save(checkpoint | {"algorithm": "DPO"}, path)
     assert_says(

@@ -67,7 +67,7 @@ def test_a_run_leaves_one_of_each_file_and_says_everything_once(tmp_path):
     folder = tmp_path / "run"
     files = {path.name for path in folder.iterdir()}
     assert files == {
-        *("config.yaml", "metrics.csv", "completions.jsonl", "summary.json"),
+        *("config.yaml", "parts.json", "metrics.csv", "completions.jsonl", "summary.json", ".lock"),
         *("checkpoints", "export", "export_best", "wandb", ".hydra", "train.log", "train_ddp_process_1.log"),
     }
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}

@@ -154,9 +154,11 @@ def test_a_run_of_the_command_line(sharded):
     """`trainer=fsdp`: one file of each kind; the digest is that of the weights that it leaves."""
     folder = sharded / "command"
     assert {path.name for path in folder.iterdir()} == {
-        *("config.yaml", "metrics.csv", "completions.jsonl", "summary.json", "checkpoints", "export", "export_best")
+        *("config.yaml", "parts.json", "metrics.csv", "completions.jsonl", "summary.json"),
+        *("checkpoints", "export", "export_best"),
     }
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert b"\nCRC-32 " in (folder / "checkpoints" / "last.ckpt").read_bytes()[-20:]  # by `AtomicCheckpointIO`
     assert len(completions(sharded, "command")) == 3 * 2
     assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 3
     summary = json.loads((folder / "summary.json").read_text())

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,10 +15,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from lit_posttrain import PPO
-from lit_posttrain.app import pipeline, stage_process
+from lit_posttrain.app import pipeline, run_folder, stage_process
 from lit_posttrain.app.cli import main
 from lit_posttrain.app.run import run
+from lit_posttrain.app.run_folder import claim_pipeline, release_folders
 from lit_posttrain.callbacks.progress import Progress
+from lit_posttrain.files.locks import FolderLock
 
 STEPS = 3  # of PPO
 ROAD = [
@@ -155,6 +158,15 @@ def stage(tmp_path, monkeypatch):
     monkeypatch.undo()
 
 
+@pytest.fixture
+def lock(tmp_path) -> int:
+    """The descriptor of a folder's lock."""
+    taken = FolderLock(tmp_path)
+    assert taken.take()
+    yield taken.descriptor
+    taken.release()
+
+
 def when(condition, then) -> threading.Thread:
     """Do something in the background as soon as a condition holds."""
 
@@ -170,12 +182,12 @@ def when(condition, then) -> threading.Thread:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_reaches_the_stage_once(stage, tmp_path, sent):
+def test_a_signal_reaches_the_stage_once(stage, lock, sent):
     heard = stage()
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     thread = when(heard, lambda: os.kill(os.getpid(), sent))
     try:
-        with stage_process.alone_in(tmp_path) as lock, pytest.raises((KeyboardInterrupt, SystemExit)):
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
             stage_process.run_stage([], lock=lock)
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -183,13 +195,13 @@ def test_a_signal_reaches_the_stage_once(stage, tmp_path, sent):
     assert heard()[1:] == [str(int(sent))]
 
 
-def test_a_stage_that_does_not_obey_is_killed_at_the_second_ctrl_c(stage, tmp_path):
+def test_a_stage_that_does_not_obey_is_killed_at_the_second_ctrl_c(stage, lock):
     heard = stage(obeys=False)
     threads = [
         when(heard, lambda: os.kill(os.getpid(), signal.SIGINT)),
         when(lambda: len(heard()) > 1, lambda: os.kill(os.getpid(), signal.SIGINT)),
     ]
-    with stage_process.alone_in(tmp_path) as lock, pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt):
         stage_process.run_stage([], lock=lock)
     for thread in threads:
         thread.join()
@@ -198,12 +210,24 @@ def test_a_stage_that_does_not_obey_is_killed_at_the_second_ctrl_c(stage, tmp_pa
 
 
 def test_a_folder_is_for_one_pipeline(tmp_path, monkeypatch):
-    monkeypatch.setattr(stage_process, "WAIT_S", 0.0)
-    with (
-        stage_process.alone_in(tmp_path),
-        pytest.raises(RuntimeError, match="another pipeline is running in"),
-        stage_process.alone_in(tmp_path),
-    ):
-        pass
-    with stage_process.alone_in(tmp_path):
-        pass
+    monkeypatch.setattr(run_folder, "WAIT_S", 0.0)
+    running = FolderLock(tmp_path)
+    assert running.take()
+    with pytest.raises(RuntimeError, match=rf"a run is going on in `{tmp_path}` \(process {os.getpid()} on "):
+        claim_pipeline(tmp_path, "rlhf")
+    running.release()
+    assert claim_pipeline(tmp_path, "rlhf").descriptor == claim_pipeline(tmp_path, "rlhf").descriptor is not None
+    release_folders()
+
+
+def test_a_stage_that_lives_on_keeps_the_next_start_waiting(stage, tmp_path, monkeypatch):
+    """The lock goes with the descriptor that a stage inherits, not with the pipeline that has taken it."""
+    heard, lock = stage(obeys=False), FolderLock(tmp_path)
+    assert lock.take()
+    command = subprocess.Popen([stage_process.sys.executable], stdin=subprocess.PIPE, pass_fds=(lock.descriptor,))
+    when(heard, lock.release).join()
+    assert not FolderLock(tmp_path).take()
+    command.kill()
+    command.wait()
+    assert claim_pipeline(tmp_path, "rlhf").descriptor is not None
+    release_folders()

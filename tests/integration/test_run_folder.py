@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_posttrain.models.fingerprint import weights_sha256
@@ -132,10 +133,16 @@ def test_killed_in_the_middle_of_a_rollout_and_resumed(whole, tmp_path):
     rows, expected = read_metrics(tmp_path / "run"), read_metrics(whole)
     assert [comparable(row) for row in rows] == [comparable(row) for row in expected]
     assert completions.read_text() == (whole / "completions.jsonl").read_text()
+    parts = json.loads((tmp_path / "run" / "parts.json").read_text())
+    assert [(part["first_step"], part["last_step"]) for part in parts] == [(0, step), (step, 15)]
+    assert [any("ckpt_path" in typed for typed in part["overrides"]) for part in parts] == [False, True]
+    began = [OmegaConf.load(tmp_path / "run" / name).ckpt_path for name in ("config.yaml", ".hydra/config.yaml")]
+    assert began == [None, None]
 
 
 def test_a_refused_resume_leaves_the_folder_as_it_was(whole):
-    before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file() and path.suffix != ".log"}
+    left = [path for path in whole.iterdir() if path.is_file() and path.name not in ("train.log", ".lock")]
+    before = {path: path.read_bytes() for path in [*left, *(whole / ".hydra").glob("*.yaml")]}
     process = start(
         whole.parent, "algo.num_epochs=3", "trainer.max_steps=30", f"ckpt_path={whole}/checkpoints/last.ckpt"
     )

@@ -113,9 +113,10 @@ def test_what_is_not_that_run_is_another_one(resumed, tmp_path):
 
 
 def test_the_resolved_configuration(resumed):
-    _, second = read_runs(resumed)
+    first, second = read_runs(resumed)
     want = OmegaConf.to_container(OmegaConf.load(resumed / "config.yaml"))
-    assert {name: second.config[name] for name in want} == want
+    assert {name: first.config[name] for name in want} == want  # what the run began with
+    assert second.config["trainer"] == {**want["trainer"], "max_steps": 8}
     assert want["algo"]["group_size"] == 4
     assert want["run_dir"] == str(resumed)
     assert (second.project, second.job_type, second.group) == ("lit_posttrain", "fit", "")

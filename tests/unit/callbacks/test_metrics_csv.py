@@ -26,7 +26,7 @@ def test_values_of_one_step_share_a_row(tmp_path):
         {"step": "0", "grad_norm": "", "reward/mean": "0.5", "train/loss": "0.1"},
         {"step": "1", "grad_norm": "3.0", "reward/mean": "", "train/loss": "0.2"},
     ]
-    assert not (tmp_path / "metrics.csv.tmp").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 def test_a_resumed_table_drops_what_comes_again(tmp_path):
