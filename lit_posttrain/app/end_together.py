@@ -3,6 +3,7 @@
 import atexit
 import signal
 from types import FrameType
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -15,13 +16,14 @@ class EndTogether(Callback):
     in a collective for a process that is gone, with NCCL for half an hour and on a GPU each: the first one takes along
     those that it has launched, at exit, after what went wrong has been said.
 
-    On SIGTERM one process stops at once, wherever it is. Several have to stop at the same place: Lightning compares
-    notes at the beginning of every batch. Its own handler does so within the signal, in the middle of whatever the
-    others are doing, and may hang for ever; so it is replaced.
+    On SIGTERM one process stops at once, wherever it is. Several have to stop at the same place, where they can save
+    together: they ask one another at the beginning of every optimiser step. Lightning's own handler does so within the
+    signal, in the middle of whatever the others are doing, and may hang for ever; so it is replaced.
     """
 
     def __init__(self) -> None:
-        self._trainer: Trainer | None = None
+        self._several = False  # processes
+        self._asked = False  # to end
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the signal over from Lightning, which has just taken it."""
@@ -39,18 +41,27 @@ class EndTogether(Callback):
         """As well."""
         self._take_over(trainer)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """End all processes where one of them was asked to.
+
+        Raises:
+            SIGTERMException: on all of them.
+        """
+        asks = self._several and batch_idx % trainer.accumulate_grad_batches == 0
+        if asks and trainer.strategy.reduce_boolean_decision(self._asked, all=False):
+            raise SIGTERMException
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remember to end the others; a launched process has none of its own."""
         if trainer.strategy.launcher is not None:
             atexit.register(trainer.strategy.launcher.kill, signal.SIGKILL)
 
     def _take_over(self, trainer: Trainer) -> None:
-        self._trainer = trainer
+        self._several = trainer.world_size > 1
         signal.signal(signal.SIGTERM, self._stop)  # Lightning puts back what was there before the run
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
-        assert self._trainer is not None
-        if self._trainer.world_size == 1:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+        self._asked = True
+        if not self._several:
             raise SIGTERMException
-        self._trainer._signal_connector.received_sigterm = True

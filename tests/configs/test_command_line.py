@@ -239,8 +239,8 @@ def test_the_environment_is_left_as_it_was(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("in_pipeline", "checkpoint", "said"),
     [
-        (False, True, "terminated; go on with ckpt_path={folder}/sft/checkpoints/last.ckpt"),
-        (False, False, "terminated before its first checkpoint"),
+        (False, True, "terminated; go on with `lit-posttrain ckpt_path={folder}/sft/checkpoints/last.ckpt`"),
+        (False, False, "terminated before the first checkpoint"),
         (True, True, "terminated; the pipeline's own command goes on with it, with hydra.run.dir={folder}"),
         (True, False, "terminated; the pipeline's own command goes on with it, with hydra.run.dir={folder}"),
     ],
