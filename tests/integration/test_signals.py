@@ -109,6 +109,21 @@ class Run:
         return torch.load(self.last, weights_only=True)["global_step"] if self.last.is_file() else 0
 
 
+@pytest.fixture
+def start(tmp_path):
+    """Start a run, of which nothing is left after the test."""
+    runs = []
+
+    def begin(*options: str, **settings: str) -> Run:
+        runs.append(Run(tmp_path, *options, **settings))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        if run.processes():
+            os.killpg(run.process.pid, signal.SIGKILL)
+
+
 TWO = ("trainer=ddp", "trainer.accelerator=cpu")
 
 
@@ -125,9 +140,9 @@ LONGER = pytest.mark.learn
         pytest.param("checkpoint", marks=LONGER),
     ],
 )
-def test_two_processes_end_together(tmp_path, moment):
+def test_two_processes_end_together(start, moment):
     """Where they can meet they save a checkpoint; and within the limit in any case."""
-    run = Run(tmp_path, *TWO, *(["algo.num_epochs=50"] if moment == "steps" else []))
+    run = start(*TWO, *(["algo.num_epochs=50"] if moment == "steps" else []))
     if moment == "start":
         run.wait_for(lambda: run.processes() == 2)  # which look for one another
     elif moment == "first validation":
@@ -146,9 +161,9 @@ def test_two_processes_end_together(tmp_path, moment):
         assert [path.name for path in run.last.parent.iterdir() if path.name not in ("last.ckpt", "best.ckpt")] == []
 
 
-def test_a_new_checkpoint_of_the_last_step(tmp_path):
+def test_a_new_checkpoint_of_the_last_step(start):
     """Of a run that saves seldom; on one process in the middle of a rollout."""
-    run = Run(tmp_path, "callbacks.last_checkpoint.every_n_train_steps=100000", reward="sleeps")
+    run = start("callbacks.last_checkpoint.every_n_train_steps=100000", reward="sleeps")
     run.wait_for_calls(7)
     time.sleep(0.3)
     assert run.end_by(signal.SIGTERM) == 143, run.said()
@@ -157,17 +172,17 @@ def test_a_new_checkpoint_of_the_last_step(tmp_path):
     assert list(run.last.parent.iterdir()) == [run.last]
 
 
-def test_a_reward_that_hangs_in_a_library(tmp_path):
+def test_a_reward_that_hangs_in_a_library(start):
     """No handler runs there, and nothing can be saved: the newest checkpoint stays."""
-    run = Run(tmp_path, "callbacks.last_checkpoint.every_n_train_steps=2", reward="deaf")
+    run = start("callbacks.last_checkpoint.every_n_train_steps=2", reward="deaf")
     run.wait_for_calls(7)
     time.sleep(0.3)
     assert run.end_by(signal.SIGTERM) == 143, run.said()
     assert run.step() == 4
 
 
-def test_ctrl_c_says_one_sentence(tmp_path):
-    run = Run(tmp_path, "callbacks.last_checkpoint.every_n_train_steps=100000", "+trainer.enable_progress_bar=false")
+def test_ctrl_c_says_one_sentence(start):
+    run = start("callbacks.last_checkpoint.every_n_train_steps=100000", "+trainer.enable_progress_bar=false")
     run.wait_for_calls(6)
     assert run.end_by(signal.SIGINT) == 130
     said = run.said().strip().splitlines()
@@ -176,7 +191,7 @@ def test_ctrl_c_says_one_sentence(tmp_path):
     assert run.step() >= 4
 
 
-def test_the_others_end_when_the_first_process_is_killed(tmp_path):
-    run = Run(tmp_path, *TWO)
+def test_the_others_end_when_the_first_process_is_killed(start):
+    run = start(*TWO)
     run.wait_for_calls(6)
     assert run.end_by(signal.SIGKILL) == -signal.SIGKILL
