@@ -4,7 +4,9 @@ A kill is played in one process: the folder is kept as it was at that moment, th
 its way out is thrown away again.
 """
 
+import copy
 import csv
+import functools
 import hashlib
 import json
 import shutil
@@ -17,6 +19,7 @@ import torch
 import torch.distributed as dist
 from hydra.core.global_hydra import GlobalHydra
 from lightning import Trainer
+from omegaconf import DictConfig
 
 from lit_posttrain.app.run import run
 from lit_posttrain.models.fingerprint import tensors_sha256
@@ -107,12 +110,19 @@ def command(folder: Path, *options: str, quiet: bool = True) -> Callable[[Path |
     """What the command line does, without the cost of starting it."""
 
     def start(checkpoint: Path | None) -> Any:
-        GlobalHydra.instance().clear()
         folder.mkdir(parents=True, exist_ok=True)  # as Hydra does
-        resumed = [] if checkpoint is None else [f"ckpt_path='{checkpoint}'"]
-        return run(compose_train(*QUIET[: 1 + quiet], *options, *resumed, run_dir=folder))
+        cfg = copy.deepcopy(_composed(*QUIET[: 1 + quiet], *options))
+        cfg.run_dir, cfg.ckpt_path = str(folder), checkpoint and str(checkpoint)
+        return run(cfg)
 
     return start
+
+
+@functools.cache
+def _composed(*options: str) -> DictConfig:
+    """Composing takes longer than some of the runs."""
+    GlobalHydra.instance().clear()
+    return compose_train(*options)
 
 
 def results(folder: Path) -> dict[str, Any]:

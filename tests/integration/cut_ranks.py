@@ -1,4 +1,7 @@
-"""Runs of two processes that are killed and gone on with: `python -m tests.integration.cut_ranks FOLDER` is one."""
+"""Runs of two processes that are killed and gone on with.
+
+`python -m tests.integration.cut_ranks FOLDER` is one; the file `longer` in the folder asks for the longer list.
+"""
 
 import json
 import logging
@@ -14,11 +17,17 @@ from tests.cutting import ALGORITHMS, command, in_parts, rank, results, wait_for
 # Strategy, algorithm, micro-batches of a step, steps between checkpoints and between validations, kills.
 CASES = (
     ("ddp", "grpo", 2, (2, 3), (2, 1)),
+    ("fsdp", "reward_model", 2, (2, 2), (1, 1)),
+)
+LONGER = (
     ("ddp", "grpo", 4, (3, 3), (1, 1)),
+    ("ddp", "ppo", 2, (2, 2), (1, 1)),
+    ("ddp", "reinforce_pp", 2, (3, 3), (2, 1)),
     ("ddp", "sft", 2, (2, 2), (1, 2)),
     ("ddp", "dpo", 2, (3, 3), (2, 1)),
+    ("fsdp", "grpo", 2, (2, 3), (2, 1)),
     ("fsdp", "rloo", 2, (2, 2), (1, 1)),
-    ("fsdp", "reward_model", 2, (3, 3), (2, 1)),
+    ("fsdp", "sft", 2, (3, 3), (2, 1)),
 )
 
 
@@ -46,7 +55,8 @@ def main(folder: Path) -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    found = {name_of(case): differences(case, folder / name_of(case)) for case in CASES}
+    cases = LONGER if (folder / "longer").exists() else CASES
+    found = {name_of(case): differences(case, folder / name_of(case)) for case in cases}
     if rank() == 0:
         (folder / "differences.json").write_text(json.dumps(found))
 

@@ -74,7 +74,7 @@ def test_a_run_leaves_one_of_each_file_and_says_everything_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
     summary = json.loads((folder / "summary.json").read_text())
-    assert summary["steps"] == 3
+    assert {"algo": "grpo", "model": "tiny", "data": "gridworld", "steps": 3}.items() <= summary.items()
     assert weights_sha256(AutoModelForCausalLM.from_pretrained(folder / "export")) == summary["weights_sha256"]
     assert len((folder / "metrics.csv").read_text().splitlines()) == 1 + 4
 
@@ -93,7 +93,7 @@ def test_a_run_leaves_one_of_each_file_and_says_everything_once(tmp_path):
     assert first[0] == first[1]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.learn), 1])
 def test_an_error_in_one_process_ends_all_and_is_told(tmp_path, rank):
     (tmp_path / "raises.py").write_text(RAISES.replace("FAILING", str(rank)))
     started = time.monotonic()

@@ -28,13 +28,14 @@ def keep_every(steps, folder):
     return ModelCheckpoint(folder, filename="{step}", every_n_train_steps=steps, save_top_k=-1)
 
 
-def test_every_step_of_two_epochs(run_online, tmp_path):
+def test_steps_of_two_epochs(run_online, tmp_path):
     trainer = {"max_steps": 15, "accumulate_grad_batches": 2}
     whole, _, _ = run_online(trainer=trainer, callbacks=[keep_every(1, tmp_path / "whole")], **SETTINGS)
     want = weights_sha256(whole.language_model)
     rollouts = whole.last_rollout.index
     assert rollouts == 3  # the second epoch had begun
-    for step in range(1, 15):
+    # inside a rollout, at its end, at the end of the epoch, and around them
+    for step in (1, 4, 7, 8, 11, 12, 13):
         resumed, recorder, engine = run_online(
             trainer=trainer,
             callbacks=[keep_every(100, tmp_path / f"from_{step}")],
@@ -46,7 +47,7 @@ def test_every_step_of_two_epochs(run_online, tmp_path):
         assert weights_sha256(resumed.language_model) == want, f"resumed at step {step}"
 
 
-@pytest.mark.parametrize("steps", [3, 4, 6, 8, 12, 13])
+@pytest.mark.parametrize("steps", [3, 8, 12])
 def test_a_finished_run_goes_on_with_more_steps(run_online, tmp_path, steps):
     """The end of the first run may be in the middle of a rollout, at its end, or at the end of an epoch."""
     whole, _, _ = run_online(trainer={"max_steps": 15}, **SETTINGS)
@@ -77,7 +78,7 @@ class FailsOnce(Callback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("at", [0, 3, 4, 6])
+@pytest.mark.parametrize("at", [0, 3, 4])
 def test_an_exception_in_the_middle_of_a_rollout(run_online, tmp_path, at):
     trainer = {"max_steps": 7}
     whole, _, _ = run_online(trainer=trainer, **SETTINGS)
@@ -103,7 +104,7 @@ def test_a_stock_shuffling_dataloader(run_online, tmp_path, monkeypatch):
     settings = {**SETTINGS, "num_epochs": 1}
     whole, _, _ = run_online(trainer=trainer, callbacks=[keep_every(1, tmp_path)], **settings)
     torch.manual_seed(12345)  # the global random numbers are somewhere else by now
-    for step in (1, 2, 3, 6, 7):
+    for step in (2, 3, 7):
         resumed, _, _ = run_online(trainer=trainer, ckpt_path=tmp_path / f"step={step}.ckpt", **settings)
         assert weights_sha256(resumed.language_model) == weights_sha256(whole.language_model), f"resumed at step {step}"
 

@@ -125,8 +125,6 @@ def start(tmp_path):
 
 
 TWO = ("trainer=ddp", "trainer.accelerator=cpu")
-
-
 LONGER = pytest.mark.learn
 
 
@@ -172,6 +170,7 @@ def test_a_new_checkpoint_of_the_last_step(start):
     assert list(run.last.parent.iterdir()) == [run.last]
 
 
+@LONGER
 def test_a_reward_that_hangs_in_a_library(start):
     """No handler runs there, and nothing can be saved: the newest checkpoint stays."""
     run = start("callbacks.last_checkpoint.every_n_train_steps=2", reward="deaf")
@@ -191,6 +190,7 @@ def test_ctrl_c_says_one_sentence(start):
     assert run.step() >= 4
 
 
+@LONGER
 def test_the_others_end_when_the_first_process_is_killed(start):
     run = start(*TWO)
     run.wait_for_calls(6)

@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_two_ranks(module: str, folder: Path) -> None:
+def run_two_ranks(module: str, folder: Path, *, timeout_s: float = 240) -> None:
     """Run `python -m module folder` as ranks 0 and 1, and fail with their output where one fails or hangs."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
     processes = []
@@ -24,7 +24,7 @@ def run_two_ranks(module: str, folder: Path) -> None:
             )
         processes.append(process)
     try:
-        codes = [process.wait(timeout=240) for process in processes]
+        codes = [process.wait(timeout=timeout_s) for process in processes]
     finally:
         for process in processes:
             process.kill()

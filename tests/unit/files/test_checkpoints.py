@@ -3,8 +3,8 @@
 import os
 import signal
 import tempfile
-import time
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,18 +55,28 @@ def test_a_plain_trainer_uses_it(tmp_path, monkeypatch):
         Trainer(**settings, max_steps=4, plugins=[AtomicCheckpointIO()]).fit(BoringModel(), ckpt_path=path)
 
 
+def size_of(path: Path) -> int:
+    """Its bytes; -1 where it was renamed meanwhile."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
+
+
 def test_killed_at_any_moment_there_is_a_whole_checkpoint(tmp_path):
     path = tmp_path / "last.ckpt"
     io = AtomicCheckpointIO()
     io.save_checkpoint(checkpoint(0, 200_000), path)
     drafts = 0
-    for attempt in range(20):
+    for attempt in range(12):
         child = os.fork()
         if child == 0:
-            for step in range(1, 1000):
+            for step in range(1, 100_000):
                 io.save_checkpoint(checkpoint(step, 200_000), path)
             os._exit(0)
-        time.sleep(0.004 + 0.0007 * attempt)
+        enough = attempt * 60_000  # bytes of the draft, whose whole is larger
+        while not any(size_of(draft) > enough for draft in set(tmp_path.iterdir()) - {path}):
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         read_checkpoint(path)
