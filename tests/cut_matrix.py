@@ -21,9 +21,9 @@ ACCUMULATE = (1, 2, 4)
 RHYTHMS = ((2, 3), (2, 2), (3, 3))
 
 
-def rhythm(saves: int, validations: int) -> list[str]:
+def rhythm(saves: int, validations: int, *, steps: int = 10) -> list[str]:
     every = [f"callbacks.last_checkpoint.every_n_train_steps={saves}", f"val_every_steps={validations}"]
-    return [*every, "trainer.max_steps=10"]
+    return [*every, f"trainer.max_steps={steps}"]
 
 
 def differences(folder: Path, options: list[str], cuts: tuple[int, ...], whole: dict) -> str:

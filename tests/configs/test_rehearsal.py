@@ -17,6 +17,8 @@ FEW = [
     *(f"stage.{name}.data.path.num_validation=2" for name in ("sft", "rm", "ppo")),
 ]
 
+LONGER = pytest.mark.learn
+
 
 @pytest.fixture
 def started(monkeypatch):
@@ -41,19 +43,29 @@ def test_what_can_run_is_run(command_line, started, tmp_path):
         ("ppo.algo.critic=./foo", "stage `ppo`: `critic` must be policy, shared or a reward model, got `./foo`"),
         ("ppo.algo.critic={sft}", "stage `ppo`: `{sft}` holds GPT2LMHeadModel, which is no reward model"),
         ("ppo.algo.critic=/no/where", "there is no folder `/no/where` (looked at /no/where); check `algo.critic`"),
-        ("ppo.reward.path=/no/where", "there is no folder `/no/where` (looked at /no/where); check `reward.path`"),
+        pytest.param(
+            "ppo.reward.path=/no/where",
+            "there is no folder `/no/where` (looked at /no/where); check `reward.path`",
+            marks=LONGER,
+        ),
         ("ppo.algo.sampling.max_new_tokens=4000", "`sampling.max_new_tokens` is 4000, but the model's context is 128"),
         ("ppo.optim.betas=3", "stage `ppo`: `optim.betas` must be a list of numbers from 0 to below 1"),
-        ("ppo.algo.kl_target=abc", "stage `ppo`: `algo.kl_target` must be a number, got `abc`"),
+        pytest.param(
+            "ppo.algo.kl_target=abc", "stage `ppo`: `algo.kl_target` must be a number, got `abc`", marks=LONGER
+        ),
         ("ppo.optim=null", "stage `ppo`: `optim=null`: a group needs one of its options"),
         ("rm.model.lora=default", "`model/lora=default` switches LoRA on"),
-        ("ppo.reward.batch_size=0", "stage `ppo`: `batch_size` must be >= 1, got 0"),
+        pytest.param("ppo.reward.batch_size=0", "stage `ppo`: `batch_size` must be >= 1, got 0", marks=LONGER),
         ("ppo.trainer.precision=foo", "stage `ppo`: Precision 'foo' is invalid"),
         ("ppo.data.path.width=0", "stage `ppo`: `width` must be"),
-        ("rm.data.path.shares.leap=-1", "stage `rm`: `shares` must be finite and >= 0, got -1 for `leap`"),
+        pytest.param(
+            "rm.data.path.shares.leap=-1",
+            "stage `rm`: `shares` must be finite and >= 0, got -1 for `leap`",
+            marks=LONGER,
+        ),
         ("rm.data.max_length=3", "stage `rm`: the rows given: 8 of 8 rows would be left out"),
-        ("rm.model.dtype=float16", "stage `rm`: `model.dtype` must be one of"),
-        ("sft.algo.val_samples=-1", "stage `sft`: `val_samples` must be"),
+        pytest.param("rm.model.dtype=float16", "stage `rm`: `model.dtype` must be one of", marks=LONGER),
+        pytest.param("sft.algo.val_samples=-1", "stage `sft`: `val_samples` must be", marks=LONGER),
     ],
 )
 def test_a_wrong_value_of_a_later_stage_ends_the_pipeline_before_the_first(command_line, started, option, said):

@@ -133,7 +133,7 @@ def test_a_stock_dataloader_gives_every_prompt_once_in_an_epoch(together):
     assert metrics[0] == metrics[1]
 
 
-@pytest.mark.parametrize("step", [1, 4, 6, 12])
+@pytest.mark.parametrize("step", [1, 4, 12])
 def test_resuming_is_exact(together, step):
     """In the middle of a rollout, between two, and at the end of an epoch."""
     for rank in range(2):

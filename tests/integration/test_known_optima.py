@@ -145,6 +145,7 @@ def transformer_critic():
     return ValueNetwork(trunk, ValueHead(32, like=trunk.wte.weight))
 
 
+@pytest.mark.learn
 def test_a_transformer_critic_counts(tmp_path):  # AT-42 (d): V(s_t) = count so far + (T - t) / |V|
     steps = 200
     module = train(
