@@ -1,7 +1,4 @@
-"""Runs of two processes that are killed and gone on with.
-
-`python -m tests.integration.cut_ranks FOLDER` is one; the file `longer` in the folder asks for the longer list.
-"""
+"""Runs of two processes that are killed and gone on with: `python -m tests.integration.cut_ranks FOLDER` is one."""
 
 import json
 import logging
@@ -15,11 +12,10 @@ from tests.cut_matrix import rhythm
 from tests.cutting import ALGORITHMS, command, in_parts, rank, results, wait_for_one_another
 
 # Strategy, algorithm, micro-batches of a step, steps between checkpoints and between validations, kills.
+# One of each strategy is among the jobs of `ranks` and `shards`.
+DDP = ("ddp", "grpo", 2, (2, 3), (2, 1))
+FSDP = ("fsdp", "reward_model", 2, (2, 2), (1, 1))
 CASES = (
-    ("ddp", "grpo", 2, (2, 3), (2, 1)),
-    ("fsdp", "reward_model", 2, (2, 2), (1, 1)),
-)
-LONGER = (
     ("ddp", "grpo", 4, (3, 3), (1, 1)),
     ("ddp", "ppo", 2, (2, 2), (1, 1)),
     ("ddp", "reinforce_pp", 2, (3, 3), (2, 1)),
@@ -55,8 +51,7 @@ def main(folder: Path) -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    cases = LONGER if (folder / "longer").exists() else CASES
-    found = {name_of(case): differences(case, folder / name_of(case)) for case in cases}
+    found = {name_of(case): differences(case, folder / name_of(case)) for case in CASES}
     if rank() == 0:
         (folder / "differences.json").write_text(json.dumps(found))
 

@@ -28,6 +28,7 @@ from lit_posttrain.app.run import run
 from lit_posttrain.callbacks.completions import CompletionsFile
 from tests.composing import compose_train
 from tests.integration.conftest import Recorder
+from tests.integration.cut_ranks import DDP, differences
 
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", "1"))
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
@@ -244,6 +245,7 @@ def main(folder: Path) -> None:
         resume(folder / "refused", checkpoints / "step=1.ckpt")
     except ValueError as error:
         (folder / f"refused-{RANK}.json").write_text(json.dumps(str(error)))
+    (folder / f"killed-{RANK}.json").write_text(json.dumps(differences(DDP, folder / "killed")))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from lit_posttrain.rollout.counter_rng import sample_keys
 from lit_posttrain.rollout.sampler import sample_completions
 from tests.composing import compose_train
 from tests.conftest import EOS, _config
+from tests.integration.cut_ranks import FSDP, differences
 from tests.integration.ranks import (
     ALTERNATING,
     MAX_NEW_TOKENS,
@@ -348,6 +349,7 @@ def main(folder: Path) -> None:
     command(folder / "predicted", "mode=predict")
     save("families", {name: family(name) for name in DEALT_OUT})
     (folder / f"refusals-{RANK}.json").write_text(json.dumps(refusals(folder / "refusals")))
+    (folder / f"killed-{RANK}.json").write_text(json.dumps(differences(FSDP, folder / "killed")))
 
 
 if __name__ == "__main__":

@@ -162,6 +162,11 @@ def test_in_the_middle_of_a_rollout_it_may_not(together, tmp_path):
         assert "by 1 processes, this run has 2" in json.loads((together / f"refused-{rank}.json").read_text())
 
 
+def test_killed_together_and_gone_on_with_as_if_nothing_had_happened(together):
+    """In three parts; what differs from the uninterrupted run is named."""
+    assert json.loads((together / "killed-0.json").read_text()) == ""
+
+
 @pytest.mark.parametrize("file", ["command-predict/predictions.jsonl", "command-validate/validation.json"])
 def test_files_of_prediction_and_validation(alone, together, file):
     """Predictions in the order of the prompts, 7 of them in batches of 3."""

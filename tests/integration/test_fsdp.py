@@ -175,6 +175,11 @@ def test_a_run_of_the_command_line(sharded):
     assert scores == {name: each["last"] for name, each in summary["metrics"].items() if name.startswith("val/")}
 
 
+def test_killed_together_and_gone_on_with_as_if_nothing_had_happened(sharded):
+    """In three parts; what differs from the uninterrupted run is named."""
+    assert json.loads((sharded / "killed-0.json").read_text()) == ""
+
+
 def test_predictions_are_those_of_one_process(sharded, tmp_path):
     """In the order of the prompts, 5 of them in batches of 3."""
     shards.command(tmp_path, "mode=predict")

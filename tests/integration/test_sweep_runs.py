@@ -59,6 +59,7 @@ def test_one_after_the_other(serial):
     assert scores["first"] != scores["last"]
 
 
+@pytest.mark.learn
 def test_side_by_side(serial, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     command = [sys.executable, str(ROOT / "train.py"), *SWEEP, *SMALL]
