@@ -1,4 +1,4 @@
-"""Runs of the real modules with a policy that is a table: a bandit (AT-40) and a tree of two tokens (AT-41)."""
+"""Runs of the real modules with a policy that is a table: a bandit and a tree of two tokens."""
 
 from functools import partial
 

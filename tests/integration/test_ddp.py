@@ -1,4 +1,4 @@
-"""Two processes do what one does (AT-31), whatever share of the work each of them has."""
+"""Two processes do what one does, whatever share of the work each of them has."""
 
 import json
 from collections import Counter

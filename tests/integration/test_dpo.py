@@ -96,7 +96,7 @@ def assert_same_steps(got, want):
 
 @pytest.mark.parametrize("loss", ["sigmoid", "ipo", "apo_down", "orpo", "kto"])
 def test_micro_batches_change_nothing(run, loss):
-    """AT-30; the second and third step have a policy that differs from the reference, and KTO a reference point."""
+    """The second and third step have a policy that differs from the reference, and KTO a reference point."""
     settings = {"dtype": torch.float64, "beta": 0.5}
     _, want, _ = run(loss, **settings)
     for parts in (3, 11):  # ragged, and some that count for nothing
@@ -108,7 +108,7 @@ def test_micro_batches_change_nothing(run, loss):
     ("loss", "precompute"), [("sigmoid", False), ("sigmoid", True), ("ipo", False), ("kto", False)]
 )
 def test_packing_changes_nothing(run, networks_given_packed_rows, loss, precompute):
-    """AT-3, of policy and reference, and where KTO takes one half of a batch by itself."""
+    """Of policy and reference, and where KTO takes one half of a batch by itself."""
     settings = {"dtype": torch.float64, "beta": 0.5, "precompute_reference": precompute}
     _, want, _ = run(loss, **settings)
     assert networks_given_packed_rows == []
@@ -199,7 +199,7 @@ def test_precomputed_with_shuffling_and_a_second_epoch(run):
     ("loss", "settings"), [("sigmoid", {}), ("sigmoid", {"precompute_reference": True}), ("kto", {}), ("simpo", {})]
 )
 def test_resume_is_bitwise(run, tmp_path, loss, settings):
-    """AT-34: within an epoch, at its end, and in the second one."""
+    """Within an epoch, at its end, and in the second one."""
     adam = {"optimizer": partial(torch.optim.AdamW, lr=1e-3), "trainer": {"max_steps": 5, "accumulate_grad_batches": 2}}
     keep = ModelCheckpoint(tmp_path / "whole", filename="{step}", every_n_train_steps=1, save_top_k=-1)
     whole, _, _ = run(loss, callbacks=[keep], data={"batch_size": 4}, **adam, **settings)

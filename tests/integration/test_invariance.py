@@ -1,4 +1,4 @@
-"""What must not change the result: micro-batches, accumulation, padding, order (AT-20, AT-21, AT-30, AT-32, AT-33)."""
+"""What must not change the result: micro-batches, accumulation, padding, order."""
 
 import warnings
 

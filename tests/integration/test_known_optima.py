@@ -1,4 +1,4 @@
-"""The real modules with a policy that is a table end at the optimum that theory gives (AT-40, AT-41, AT-42)."""
+"""The real modules with a policy that is a table end at the optimum that theory gives."""
 
 from functools import partial
 
@@ -42,7 +42,7 @@ def objective_of_tree(model):
     return total.item()
 
 
-def test_the_numbers_of_theory():  # AT-40, AT-41
+def test_the_numbers_of_theory():
     weights = REFERENCE * (REWARDS / BETA).exp()
     optimum = weights / weights.sum()
     assert optimum.tolist() == pytest.approx([0.4515, 0.3322, 0.1833, 0.0331], abs=1e-4)
@@ -55,7 +55,7 @@ def test_the_numbers_of_theory():  # AT-40, AT-41
     assert objective_of_tree(model) == pytest.approx(BEST_OF_TREE, abs=1e-5)
 
 
-def test_ppo_ends_at_the_optimum_of_the_bandit(tmp_path):  # AT-40
+def test_ppo_ends_at_the_optimum_of_the_bandit(tmp_path):
     module = train(
         ALGORITHMS["ppo"], reference=REFERENCE.tolist(), reward=bandit_reward, length=1, steps=80, folder=tmp_path
     )
@@ -64,19 +64,19 @@ def test_ppo_ends_at_the_optimum_of_the_bandit(tmp_path):  # AT-40
 
 @pytest.mark.learn
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_all_end_at_the_optimum_of_the_bandit(algorithm, tmp_path):  # AT-40
+def test_all_end_at_the_optimum_of_the_bandit(algorithm, tmp_path):
     module = train(
         ALGORITHMS[algorithm], reference=REFERENCE.tolist(), reward=bandit_reward, length=1, steps=160, folder=tmp_path
     )
     policy = probabilities(module.language_model, PROMPT)
     assert objective_of_bandit(policy) == pytest.approx(BEST, rel=0.02)
     assert policy.tolist() == pytest.approx([0.4515, 0.3322, 0.1833, 0.0331], abs=0.05)
-    assert objective_of_bandit(policy) <= BEST + 1e-5  # AT-47: nobody is above the frontier
+    assert objective_of_bandit(policy) <= BEST + 1e-5  # nobody is above the frontier
 
 
 @pytest.mark.learn
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_all_end_at_the_optimum_of_the_tree(algorithm, tmp_path):  # AT-41
+def test_all_end_at_the_optimum_of_the_tree(algorithm, tmp_path):
     module = train(
         ALGORITHMS[algorithm], reference=[0.5, 0.5], reward=tree_reward, length=2, steps=160, folder=tmp_path
     )
@@ -86,7 +86,7 @@ def test_all_end_at_the_optimum_of_the_tree(algorithm, tmp_path):  # AT-41
 @pytest.mark.learn
 def test_the_original_kl_of_grpo_ends_elsewhere(
     tmp_path,
-):  # AT-40, the anti-test: the k3 term descends another divergence
+):  # the k3 term descends another divergence
     module = train(
         partial(ALGORITHMS["grpo"], kl_gradient="k3", num_epochs=1),
         reference=REFERENCE.tolist(),
@@ -102,7 +102,7 @@ def test_the_original_kl_of_grpo_ends_elsewhere(
 
 
 @pytest.mark.parametrize("critic", ["policy", "shared"])
-def test_the_critic_finds_the_values_of_the_tree(critic, tmp_path):  # AT-42 (a): V0 = .375, V1 = (.5, .25)
+def test_the_critic_finds_the_values_of_the_tree(critic, tmp_path):  # V0 = .375, V1 = (.5, .25)
     module = train(
         partial(PPO, group_size=32, num_epochs=4, missing_eos="keep", value_clip=None, critic=critic),
         reference=[0.5, 0.5],
@@ -146,7 +146,7 @@ def transformer_critic():
 
 
 @pytest.mark.learn
-def test_a_transformer_critic_counts(tmp_path):  # AT-42 (d): V(s_t) = count so far + (T - t) / |V|
+def test_a_transformer_critic_counts(tmp_path):  # V(s_t) = count so far + (T - t) / |V|
     steps = 200
     module = train(
         partial(PPO, group_size=64, num_epochs=2, num_minibatches=2, missing_eos="keep", value_clip=None),

@@ -137,7 +137,7 @@ def test_the_adapter_alone_is_trained(fit, folders, algorithm):
 @pytest.mark.parametrize("start", ["fresh", "trained"])
 @pytest.mark.parametrize("algorithm", [GRPO, RLOO, ReinforcePlusPlus], ids=lambda algorithm: algorithm.__name__)
 def test_kl_is_exactly_0_at_the_start_and_the_reference_stays(fit, algorithm, start):
-    """AT-21."""
+    """The base model without its adapter is the reference, as is a copy of an adapter that was trained."""
     module, recorder, _ = fit(algorithm, start=start, num_minibatches=1)
     assert recorder.logged[0]["policy/kl_ref"] == 0
     assert recorder.logged[0]["policy/ratio_max"] == 1
@@ -173,7 +173,7 @@ def test_dpo_begins_at_log_2(fit, start):
     [(SFT, "fresh"), (SFT, "trained"), (GRPO, "fresh"), (GRPO, "trained"), (DPO, "trained"), (RewardModel, "fresh")],
 )
 def test_a_checkpoint_holds_what_is_trained_and_resumes_to_the_bit(fit, tmp_path, algorithm, start):
-    """AT-34, in the middle of a rollout too."""
+    """In the middle of a rollout too."""
     keep = keep_every(1, tmp_path / "whole")
     whole, _, _ = fit(algorithm, start=start, max_steps=4, accumulate=2, callbacks=[keep])
     want = weights_sha256(whole.language_model)

@@ -136,7 +136,7 @@ ADAPTIVE = {
 }
 
 
-def test_resume_is_bitwise_with_critic_and_adaptive_coefficient(run_online, tmp_path):  # AT-34
+def test_resume_is_bitwise_with_critic_and_adaptive_coefficient(run_online, tmp_path):
     trainer = {"max_steps": 13, "accumulate_grad_batches": 2}
     whole, recorder, _ = run_online(trainer=trainer, callbacks=[keep_every(1, tmp_path / "whole")], **ADAPTIVE)
     coefficients = [logged["policy/kl_coef"] for logged in recorder.logged]

@@ -1,4 +1,4 @@
-"""Stop anywhere, go on exactly: the resumed run ends bitwise where the uninterrupted one ends (AT-34)."""
+"""Stop anywhere, go on exactly: the resumed run ends bitwise where the uninterrupted one ends."""
 
 from functools import partial
 

@@ -108,7 +108,7 @@ def part(margins, *, normalizer, masked=()) -> StepPart[PreferenceBatch]:
     ],
 )
 def test_the_loss_of_a_pair(make_model, word_tokenizer, margin, arguments, want):
-    """AT-26."""
+    """Minus the log-sigmoid of the difference, with margins and centering."""
     module = with_scores(word_tokenizer, make_model, [1.2], [0.4], **arguments)
     assert module.loss(part([margin], normalizer=1)).item() == pytest.approx(want, abs=1e-6)
 
@@ -125,7 +125,7 @@ def test_the_loss_is_over_the_pairs_of_the_step_and_fillers_count_for_nothing(ma
 
 @pytest.mark.parametrize("before_eos", [False, True])
 def test_packing_changes_no_step(fit, networks_given_packed_rows, before_eos):
-    """AT-3: loss, every gradient and validation, in one micro-batch and in several, of which some are empty."""
+    """Loss, every gradient and validation, in one micro-batch and in several, of which some are empty."""
     settings = {"dtype": torch.float64, "centering": 0.1, "score_before_eos": before_eos}
     _, want, whole = fit(**settings)
     assert networks_given_packed_rows == []
@@ -146,7 +146,7 @@ def test_packing_changes_no_step(fit, networks_given_packed_rows, before_eos):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_micro_batches_change_neither_loss_nor_gradient(fit, family):
-    """AT-30: steps of 8 pairs and of the 2 that are left, in 1, 2 and 5 parts, of which some are empty then."""
+    """Steps of 8 pairs and of the 2 that are left, in 1, 2 and 5 parts, of which some are empty then."""
     runs = [
         fit(family=family, dtype=torch.float64, centering=0.1, trainer={"accumulate_grad_batches": k})[1]
         for k in (1, 2, 5)
@@ -243,7 +243,7 @@ def test_few_pairs_are_enough_to_measure(fit):
 
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_resumed_run_ends_where_the_whole_one_ends(fit, tmp_path, at):
-    """AT-34, with Adam, in the middle of an epoch and in the second one."""
+    """With Adam, in the middle of an epoch and in the second one."""
     adam = partial(torch.optim.AdamW, lr=1e-2)
     whole, *_ = fit(optimizer=adam)
     stop = ModelCheckpoint(tmp_path, filename="at", every_n_train_steps=at, save_on_train_epoch_end=False)

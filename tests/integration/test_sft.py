@@ -91,7 +91,7 @@ def test_micro_batches_change_neither_loss_nor_gradient(run_sft, smoothing):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_packing_changes_no_step(run_sft, family):
-    """AT-3 through a Trainer: loss, entropy, every gradient and validation, in one micro-batch and in several."""
+    """Through a Trainer: loss, entropy, every gradient and validation, in one micro-batch and in several."""
     data = {"batch_size": 8, "val_path": ROWS, "val_batch_size": 5}
     trainer = {"max_steps": 3, "num_sanity_val_steps": -1}
     settings = {"dtype": torch.float64, "family": family, "label_smoothing": 0.1}

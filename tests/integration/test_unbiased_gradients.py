@@ -1,4 +1,4 @@
-"""The mean of the gradients that the real modules leave on a table is the exact policy gradient (AT-43)."""
+"""The mean of the gradients that the real modules leave on a table is the exact policy gradient."""
 
 from functools import partial
 from itertools import product

@@ -1,4 +1,4 @@
-"""A reward model against the teacher that made its preferences (AT-46): pytest -m learn."""
+"""A reward model against the teacher that made its preferences: pytest -m learn."""
 
 from functools import partial
 

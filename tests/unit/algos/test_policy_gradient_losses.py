@@ -84,7 +84,7 @@ def test_rloo():
 
 
 def test_rloo_on_policy_is_reinforce(monkeypatch):
-    """Its gradient is -A for every token, over the number of completions: AT-22, AT-23."""
+    """Its gradient is -A for every token, over the number of completions."""
     monkeypatch.setitem(globals(), "OLD", LOGPROBS)
     _, gradient = loss_of(RLOO("tiny", lambda completions: [0.0]), normalizer=4.0)
     for i, length in enumerate(LENGTHS):
@@ -157,7 +157,7 @@ ALGORITHMS = {
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_order_and_repetition_leave_loss_and_gradient(name):  # AT-32
+def test_order_and_repetition_leave_loss_and_gradient(name):
     module = ALGORITHMS[name]
     rows, order = [0, 1, 2, 3], [2, 0, 3, 1]
     normalizer = module.loss_normalizer(rollout_of().loss_mask).item()
@@ -171,7 +171,7 @@ def test_order_and_repetition_leave_loss_and_gradient(name):  # AT-32
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
-def test_the_order_within_a_group_leaves_each_advantage(name):  # AT-32
+def test_the_order_within_a_group_leaves_each_advantage(name):
     module = ALGORITHMS[name]
     rewards = torch.linspace(0, 1, module.group_size * 2, dtype=torch.float64).square()
     order = torch.cat([torch.randperm(module.group_size), module.group_size + torch.randperm(module.group_size)])

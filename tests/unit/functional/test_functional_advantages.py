@@ -20,18 +20,18 @@ def rewards_of(*values, dtype=torch.float64):
         ([1, 1, 0, 0], [0.5 / (math.sqrt(1 / 3) + 1e-4)] * 2 + [-0.5 / (math.sqrt(1 / 3) + 1e-4)] * 2),  # +-.8659
     ],
 )
-def test_grpo_by_hand(rewards, expected):  # AT-8
+def test_grpo_by_hand(rewards, expected):
     advantages = group_advantages(rewards_of(*rewards), group_size=4)
     assert advantages.tolist() == pytest.approx(expected, abs=1e-10)
 
 
-def test_leave_one_out_by_hand():  # AT-8
+def test_leave_one_out_by_hand():
     advantages = group_advantages(rewards_of(1, 0, 0, 0), group_size=4, baseline="leave_one_out", scale="none")
     assert advantages.tolist() == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3], abs=1e-10)
 
 
 @pytest.mark.parametrize("group_size", [2, 3, 6])
-def test_leave_one_out_is_the_mean_of_the_others(group_size):  # AT-8
+def test_leave_one_out_is_the_mean_of_the_others(group_size):
     rewards = torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     advantages = group_advantages(rewards, group_size=group_size, baseline="leave_one_out", scale="none")
     for index, reward in enumerate(rewards):
@@ -60,7 +60,7 @@ def test_batch_scale_is_the_deviation_of_all_rewards():
 @pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_equal_rewards_give_exactly_zero(baseline, scale, dtype):  # AT-8
+def test_equal_rewards_give_exactly_zero(baseline, scale, dtype):
     # 0.1 + 0.1 + 0.1 is not 3 * 0.1: a plain mean would leave a rest, and a small eps would blow it up
     rewards = torch.cat([rewards_of(0.1, 0.1, 0.1, dtype=dtype), rewards_of(0.7, 0.7, 0.7, dtype=dtype)])
     advantages = group_advantages(rewards, group_size=3, baseline=baseline, scale=scale, eps=1e-16)
@@ -97,7 +97,7 @@ def test_shifting_rewards_changes_nothing_and_scaling_cancels():
     assert_close(group_advantages(3 * rewards + 7, group_size=4, eps=1e-12), advantages)
 
 
-def test_order_inside_a_group_is_carried_along():  # AT-32
+def test_order_inside_a_group_is_carried_along():
     rewards = torch.randn(8, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
     order = torch.tensor([2, 0, 3, 1, 5, 4, 7, 6])
     assert_close(group_advantages(rewards[order], group_size=4), group_advantages(rewards, group_size=4)[order])
@@ -137,7 +137,7 @@ def test_rewards_per_token_are_refused():
         group_advantages(torch.zeros(2, 2), group_size=2)
 
 
-def test_overlong_penalty_by_hand():  # AT-12
+def test_overlong_penalty_by_hand():
     lengths = torch.tensor([1, 6, 7, 8, 10, 12])
     assert overlong_penalty(lengths, max_length=10, buffer=4).tolist() == [0, 0, -0.25, -0.5, -1, -1]
     assert overlong_penalty(lengths, max_length=10, buffer=4, factor=2.0).tolist() == [0, 0, -0.5, -1, -2, -2]

@@ -27,7 +27,7 @@ def batch():
     ("mode", "expected", "denominator"),
     [("token", 10 / 6, 6), ("seq-mean-token-mean", 1.5, 2), ("seq-mean-token-sum", 5.0, 2), ("constant", 0.625, 16)],
 )
-def test_two_sequences_by_hand(mode, expected, denominator):  # AT-11
+def test_two_sequences_by_hand(mode, expected, denominator):
     loss = torch.tensor([[1.0, 1.0, 9.0, 9.0], [2.0, 2.0, 2.0, 2.0]], dtype=torch.float64)
     mask = mask_of([2, 4], 4)
     result = aggregate(loss, mask, mode, max_length=MAX_LENGTH)
@@ -37,7 +37,7 @@ def test_two_sequences_by_hand(mode, expected, denominator):  # AT-11
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bounds", [[0, 4, 8], [0, 2, 4, 6, 8], [0, 3, 8], [0, 1, 2, 3, 4, 5, 6, 7, 8]])
-def test_micro_batches_add_up_to_the_whole(batch, mode, bounds):  # AT-30, the part of it that is arithmetic
+def test_micro_batches_add_up_to_the_whole(batch, mode, bounds):  # the part of it that is arithmetic
     loss, mask = batch
     whole = aggregate(loss, mask, mode, max_length=MAX_LENGTH)
     (whole_gradient,) = torch.autograd.grad(whole, loss)
@@ -80,7 +80,7 @@ def test_all_masked_gives_zero_and_zero_gradients_that_exist(mode, given):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_order_of_rows_does_not_matter(batch, mode):  # AT-32
+def test_order_of_rows_does_not_matter(batch, mode):
     loss, mask = batch
     order = torch.tensor([3, 7, 0, 2, 6, 1, 5, 4])
     expected = aggregate(loss, mask, mode, max_length=MAX_LENGTH)
@@ -88,7 +88,7 @@ def test_order_of_rows_does_not_matter(batch, mode):  # AT-32
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_duplicating_the_batch_leaves_the_mean(batch, mode):  # AT-32
+def test_duplicating_the_batch_leaves_the_mean(batch, mode):
     loss, mask = batch
     doubled = aggregate(loss.repeat(2, 1), mask.repeat(2, 1), mode, max_length=MAX_LENGTH)
     assert_close(doubled, aggregate(loss, mask, mode, max_length=MAX_LENGTH), rtol=0, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Critics that are tables, against exact values (AT-42), and policy gradients against exact gradients (AT-43)."""
+"""Critics that are tables, against exact values, and policy gradients against exact gradients."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def random_walks(number, generator):
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.95, 1.0])
-def test_random_walk(gae_lambda):  # AT-42 (b): V(s) = s / 6
+def test_random_walk(gae_lambda):  # V(s) = s / 6
     episodes = random_walks(1500, torch.Generator().manual_seed(1))
     table = fit_table(torch.zeros(7, dtype=torch.float64), episodes, gae_lambda=gae_lambda, rounds=50, rate=1.0)
     want = torch.arange(7) / 6
@@ -55,7 +55,7 @@ def test_random_walk(gae_lambda):  # AT-42 (b): V(s) = s / 6
     assert explained_variance(exact, returns, mask) > 0  # of what chance leaves open
 
 
-def test_gridworld():  # AT-42 (c): 4 x 4 against dynamic programming, from the paths of the best policy
+def test_gridworld():  # 4 x 4 against dynamic programming, from the paths of the best policy
     grid = Grid(4, 4, frozenset({(1, 1), (2, 1)}), start=(0, 0), goal=(3, 2))
     cells = sorted(grid.values())
     number = {cell: index for index, cell in enumerate(cells)}
@@ -100,7 +100,7 @@ def gradients(actions, advantages):
 
 
 @pytest.mark.parametrize("baseline", ["none", "value", "leave_one_out"])
-def test_policy_gradient_is_unbiased(actions, baseline):  # AT-43
+def test_policy_gradient_is_unbiased(actions, baseline):
     rewards = REWARDS[actions]
     if baseline == "value":
         everywhere = torch.ones(DRAWS, 1, dtype=torch.bool)
@@ -117,7 +117,7 @@ def test_policy_gradient_is_unbiased(actions, baseline):  # AT-43
     assert not ((error + EXACT / 10).abs() < 4 * sampled.std(0) / DRAWS**0.5).all()
 
 
-def test_a_baseline_reduces_the_variance(actions):  # AT-43
+def test_a_baseline_reduces_the_variance(actions):
     rewards = REWARDS[actions] + 5.0  # where there is something to take away
     plain = gradients(actions, rewards)
     leave_one_out = gradients(actions, group_advantages(rewards, group_size=4, baseline="leave_one_out", scale="none"))

@@ -25,13 +25,13 @@ def ragged():
         (0.0, [0.2, 0.2, 0.4], [0.4, 0.6, 1.0]),
     ],
 )
-def test_by_hand(gae_lambda, advantages, returns):  # AT-5
+def test_by_hand(gae_lambda, advantages, returns):
     got = gae(REWARDS, VALUES, EVERYWHERE, gae_lambda=gae_lambda)
     assert got[0][0].tolist() == pytest.approx(advantages, abs=1e-10)
     assert got[1][0].tolist() == pytest.approx(returns, abs=1e-10)
 
 
-def test_masked_tokens_in_between_are_stepped_over():  # AT-6
+def test_masked_tokens_in_between_are_stepped_over():
     rewards = torch.tensor([[0.0, 0.0, 5.0, 1.0]], dtype=torch.float64)
     values = torch.tensor([[0.2, 0.4, 9.0, 0.6]], dtype=torch.float64)
     mask = torch.tensor([[True, True, False, True]])
@@ -41,7 +41,7 @@ def test_masked_tokens_in_between_are_stepped_over():  # AT-6
 
 
 @pytest.mark.parametrize(("discount", "gae_lambda"), [(1.0, 0.95), (0.9, 0.7), (0.5, 0.0), (0.8, 1.0)])
-def test_the_double_sum(ragged, discount, gae_lambda):  # AT-5
+def test_the_double_sum(ragged, discount, gae_lambda):
     rewards, values, mask = ragged
     advantages, returns = gae(rewards, values, mask, gae_lambda=gae_lambda, discount=discount)
     for i in range(4):
@@ -56,7 +56,7 @@ def test_the_double_sum(ragged, discount, gae_lambda):  # AT-5
             assert returns[i, t].item() == pytest.approx(total + values[i, t].item() if t < length else 0.0, abs=1e-12)
 
 
-def test_lambda_1_is_the_return_and_lambda_0_a_step(ragged):  # AT-5
+def test_lambda_1_is_the_return_and_lambda_0_a_step(ragged):
     rewards, values, mask = ragged
     to_go = rewards.masked_fill(~mask, 0).flip(1).cumsum(1).flip(1)
     assert_close(gae(rewards, values, mask, gae_lambda=1.0)[1], to_go.masked_fill(~mask, 0))
@@ -65,7 +65,7 @@ def test_lambda_1_is_the_return_and_lambda_0_a_step(ragged):  # AT-5
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.95, 1.0])
-def test_an_exact_value_leaves_no_advantage(ragged, gae_lambda):  # AT-5, deterministic rewards
+def test_an_exact_value_leaves_no_advantage(ragged, gae_lambda):  # deterministic rewards
     rewards, _, mask = ragged
     values = rewards.masked_fill(~mask, 0).flip(1).cumsum(1).flip(1)
     advantages, _ = gae(rewards, values, mask, gae_lambda=gae_lambda)
@@ -79,7 +79,7 @@ def test_better_than_expected_is_positive():
 
 
 @pytest.mark.parametrize("junk", [torch.nan, torch.inf, 1e9])
-def test_padding_changes_nothing(ragged, junk):  # AT-1, AT-33
+def test_padding_changes_nothing(ragged, junk):
     rewards, values, mask = ragged
     want = gae(rewards, values, mask, gae_lambda=0.95, discount=0.9)
     pad = torch.nn.functional.pad

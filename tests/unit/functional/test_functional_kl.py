@@ -38,7 +38,7 @@ def forward_kl(logits, ref):
     ("log_ratio", "k1", "k2", "k3"),
     [(1.0, 1.0, 0.5, math.exp(-1)), (-1.0, -1.0, 0.5, math.e - 2), (0.1, 0.1, 0.005, 0.0048374180)],
 )
-def test_estimators_by_hand(log_ratio, k1, k2, k3):  # AT-4
+def test_estimators_by_hand(log_ratio, k1, k2, k3):
     logprobs, ref = torch.tensor([log_ratio - 2.0], dtype=torch.float64), torch.tensor([-2.0], dtype=torch.float64)
     estimates = [kl_estimate(logprobs, ref, estimator=name).item() for name in ("k1", "k2", "k3")]
     assert estimates == pytest.approx([k1, k2, k3], abs=1e-10)
@@ -54,7 +54,7 @@ def test_expected_values(policy_logits, ref):
     assert (expected["k2"] - expected["k1"]).abs() > 1e-2
 
 
-def test_expected_gradients_of_the_plain_estimators(policy_logits, ref):  # AT-4
+def test_expected_gradients_of_the_plain_estimators(policy_logits, ref):
     logprobs = policy_logits.log_softmax(-1)
     probs = logprobs.exp().detach()  # tokens are drawn: no gradient through the draw
 
@@ -66,7 +66,7 @@ def test_expected_gradients_of_the_plain_estimators(policy_logits, ref):  # AT-4
     assert_close(expected_gradient("k3"), gradient_of(forward_kl(policy_logits, ref), policy_logits))
 
 
-def test_k1_descends_nothing_as_a_loss_and_everything_in_the_reward(policy_logits, ref):  # AT-4
+def test_k1_descends_nothing_as_a_loss_and_everything_in_the_reward(policy_logits, ref):
     logprobs = policy_logits.log_softmax(-1)
     probs = logprobs.exp().detach()
     k1 = kl_estimate(logprobs, ref, estimator="k1")
@@ -78,7 +78,7 @@ def test_k1_descends_nothing_as_a_loss_and_everything_in_the_reward(policy_logit
 
 @pytest.mark.parametrize("value", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("gradient", GRADIENTS)
-def test_expected_gradient_of_the_penalty_on_policy(policy_logits, ref, value, gradient):  # AT-4, table by row
+def test_expected_gradient_of_the_penalty_on_policy(policy_logits, ref, value, gradient):
     logprobs = policy_logits.log_softmax(-1)
     penalty = kl_penalty(logprobs, ref, logprobs.detach(), value=value, gradient=gradient)
     obtained = gradient_of((logprobs.exp().detach() * penalty).sum(), policy_logits)

@@ -22,12 +22,12 @@ def test_mean_of_bool_and_integers_is_a_fraction():
     assert_close(masked_mean(torch.tensor([[3, 4], [6, 100]]), mask), torch.tensor(13 / 3))
 
 
-def test_whiten_uses_the_biased_variance():  # AT-1
+def test_whiten_uses_the_biased_variance():
     expected = torch.tensor([-1.34164, -0.44721, 0.44721, 1.34164], dtype=torch.float64)
     assert_close(whiten(X, ALL), expected, rtol=0, atol=5e-6)
 
 
-def test_whiten_without_shift_keeps_the_mean():  # AT-1
+def test_whiten_without_shift_keeps_the_mean():
     kept = whiten(X, ALL, shift_mean=False)
     assert_close(kept.mean(), X.mean())
     assert_close(kept - X.mean(), whiten(X, ALL))

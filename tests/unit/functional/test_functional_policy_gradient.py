@@ -60,7 +60,7 @@ def reinforce_gradient(policy, completions, advantages, mask, normalizer):
 
 
 @pytest.mark.parametrize("loss_name", ["clipped", "clipped_dual", "cispo"])
-def test_on_policy_the_ratio_is_one_and_the_gradient_that_of_reinforce(policy, completions, ragged, loss_name):  # AT-20
+def test_on_policy_the_ratio_is_one_and_the_gradient_that_of_reinforce(policy, completions, ragged, loss_name):
     logprobs = logprobs_of(policy, completions)
     old_logprobs = logprobs.detach()
     advantages = group_advantages(REWARDS, group_size=GROUP_SIZE)
@@ -76,13 +76,13 @@ def test_on_policy_the_ratio_is_one_and_the_gradient_that_of_reinforce(policy, c
     assert_close(gradient, reinforce_gradient(policy, completions, advantages, ragged, 16), rtol=0, atol=1e-12)
 
 
-def test_on_policy_the_divergences_are_exactly_zero(policy, completions):  # AT-20
+def test_on_policy_the_divergences_are_exactly_zero(policy, completions):
     logprobs = logprobs_of(policy, completions).float()
     for estimator in ("k1", "k2", "k3"):
         assert not kl_estimate(logprobs, logprobs.detach(), estimator=estimator).any()
 
 
-def test_without_advantage_there_is_no_gradient_at_all(policy, completions, ragged):  # AT-22
+def test_without_advantage_there_is_no_gradient_at_all(policy, completions, ragged):
     logprobs = logprobs_of(policy, completions)
     advantages = group_advantages(torch.zeros(8, dtype=torch.float64), group_size=GROUP_SIZE).unsqueeze(1)
     loss = clipped_policy_loss(logprobs - logprobs.detach() + 0.5, advantages, **CLIP).loss
@@ -90,7 +90,7 @@ def test_without_advantage_there_is_no_gradient_at_all(policy, completions, ragg
     assert not gradient.any()
 
 
-def test_without_bounds_it_is_importance_weighted_reinforce(policy, completions, ragged):  # AT-22
+def test_without_bounds_it_is_importance_weighted_reinforce(policy, completions, ragged):
     logprobs = logprobs_of(policy, completions)
     shift = torch.linspace(-1, 1, 24, dtype=torch.float64).reshape(8, 3)
     advantages = group_advantages(REWARDS, group_size=GROUP_SIZE).unsqueeze(1)
@@ -105,7 +105,7 @@ def test_without_bounds_it_is_importance_weighted_reinforce(policy, completions,
 
 
 @pytest.mark.parametrize("mode", ["token", "seq-mean-token-mean", "seq-mean-token-sum", "constant"])
-def test_on_policy_the_loss_is_zero_and_its_gradient_is_not(policy, completions, equal_lengths, mode):  # AT-23
+def test_on_policy_the_loss_is_zero_and_its_gradient_is_not(policy, completions, equal_lengths, mode):
     logprobs = logprobs_of(policy, completions)
     advantages = group_advantages(REWARDS, group_size=GROUP_SIZE).unsqueeze(1)
     token_losses = clipped_policy_loss(logprobs - logprobs.detach(), advantages, **CLIP).loss
@@ -115,7 +115,7 @@ def test_on_policy_the_loss_is_zero_and_its_gradient_is_not(policy, completions,
     assert gradient.abs().max() > 1e-2
 
 
-def test_grpo_without_scale_is_rloo_up_to_a_factor(policy, completions, ragged):  # AT-23
+def test_grpo_without_scale_is_rloo_up_to_a_factor(policy, completions, ragged):
     logprobs = logprobs_of(policy, completions)
     log_ratio = logprobs - logprobs.detach()
 
@@ -147,7 +147,7 @@ def test_descending_makes_the_better_completion_likelier(policy):
     assert change[0] > 0 > change[1]
 
 
-def test_descending_the_penalty_reaches_the_known_optimum():  # AT-40: policy proportional to ref * exp(reward / coef)
+def test_descending_the_penalty_reaches_the_known_optimum():  # policy proportional to ref * exp(reward / coef)
     ref = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64).log()
     rewards = torch.tensor([1.0, 0.5, 0.0, -1.0], dtype=torch.float64)
     logits = torch.zeros(4, dtype=torch.float64, requires_grad=True)

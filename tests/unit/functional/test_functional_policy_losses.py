@@ -25,7 +25,7 @@ def slopes(loss, leaf):
         (-1.0, [0, 0.9, 1, 1.1, 1.5, 5], [0.8, 0.9, 1, 1.1, 1.5, 5], [1, 0, 0, 0, 0, 0]),
     ],
 )
-def test_clip_table(advantage, gradients, losses, clipped):  # AT-9
+def test_clip_table(advantage, gradients, losses, clipped):
     log_ratio = log_ratios(*RATIOS)
     result = clipped_policy_loss(log_ratio, torch.full((1, 6), advantage, dtype=torch.float64), **PPO)
     assert result.loss[0].tolist() == pytest.approx(losses, abs=1e-10)
@@ -43,7 +43,7 @@ def test_the_two_bounds_are_apart():
     assert wide_high.loss[0, :2].tolist() == pytest.approx([0.8, -1.25], abs=1e-12)
 
 
-def test_clipping_counts_strictly():  # AT-9
+def test_clipping_counts_strictly():
     on_the_bound = torch.tensor([[1.5]], dtype=torch.float64).log().requires_grad_()
     ratio = on_the_bound.exp().item()
     result = clipped_policy_loss(on_the_bound, torch.ones(1, 1, dtype=torch.float64), clip_low=0.5, clip_high=ratio - 1)
@@ -52,14 +52,14 @@ def test_clipping_counts_strictly():  # AT-9
     assert slopes(result.loss, on_the_bound) == [-ratio]
 
 
-def test_zero_advantage_is_never_clipped_and_has_no_gradient():  # AT-22
+def test_zero_advantage_is_never_clipped_and_has_no_gradient():
     log_ratio = log_ratios(*RATIOS)
     result = clipped_policy_loss(log_ratio, torch.zeros(1, 6, dtype=torch.float64), **PPO)
     assert not result.clipped.any()
     assert slopes(result.loss, log_ratio) == [0] * 6
 
 
-def test_dual_clip():  # AT-9
+def test_dual_clip():
     log_ratio = log_ratios(5.0, 2.5, 0.5, 5.0)
     advantages = torch.tensor([[-1.0, -1.0, -1.0, 1.0]], dtype=torch.float64)
     result = clipped_policy_loss(log_ratio, advantages, **PPO, dual_clip=3.0)
@@ -80,7 +80,7 @@ def test_descending_raises_good_tokens_and_lowers_bad_ones():
 
 
 @pytest.mark.parametrize(("advantage", "sign"), [(1.0, -1), (-1.0, 1)])
-def test_cispo_table(advantage, sign):  # AT-9
+def test_cispo_table(advantage, sign):
     old_logprobs = torch.full((1, 3), -2.0, dtype=torch.float64)
     logprobs = (old_logprobs + torch.tensor([[1.5, 0.5, 1.0]], dtype=torch.float64).log()).requires_grad_()
     advantages = torch.full((1, 3), advantage, dtype=torch.float64)
@@ -96,7 +96,7 @@ def test_cispo_counts_strictly():
     assert not cispo_loss(logprobs, logprobs, torch.ones(1, 1), clip_low=1.0, clip_high=0.0).clipped.item()
 
 
-def test_importance_weights():  # AT-13
+def test_importance_weights():
     log_ratio = torch.tensor([0.1, 1.2, -0.3], dtype=torch.float64, requires_grad=True)
     weights = importance_weights(log_ratio, cap=2.0)
     assert weights.tolist() == pytest.approx([1.10517, 2, 0.74082], abs=5e-6)

@@ -78,7 +78,7 @@ def log_ratios():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_by_hand(name):  # AT-24
+def test_by_hand(name):
     logprobs, ref_logprobs = double(-10.0, -12.0), double(-11.0, -11.5)
     chosen, rejected = (logprobs - ref_logprobs).split(1)
     assert CASES[name].function(chosen, rejected, beta=BETA).item() == pytest.approx(
@@ -86,13 +86,13 @@ def test_by_hand(name):  # AT-24
     )
 
 
-def test_slope_by_hand():  # AT-24
+def test_slope_by_hand():
     chosen, rejected = double(1.0), double(-0.5)
     slopes = gradients(dpo_loss(chosen, rejected, beta=BETA), chosen, rejected)
     assert [slope.item() for slope in slopes] == pytest.approx([-0.04625702, 0.04625702], abs=6e-9)
 
 
-def test_means_per_token_by_hand():  # AT-24
+def test_means_per_token_by_hand():
     # log-probability in each token of completions of 5 and 8, and rubbish behind the shorter one
     mask = torch.arange(8) < torch.tensor([[5], [8]])
 
@@ -110,7 +110,7 @@ def test_means_per_token_by_hand():  # AT-24
     assert odds_ratio_loss(l_w, l_l).item() == pytest.approx(1.04205781, abs=6e-9)
 
 
-def test_kto_by_hand():  # AT-24
+def test_kto_by_hand():
     log_ratio, desirable = double(1.0, -0.5), torch.tensor([True, False])
     kl = torch.tensor(0.2, dtype=torch.float64)
     loss = kto_loss(log_ratio, desirable, kl, beta=BETA)
@@ -120,7 +120,7 @@ def test_kto_by_hand():  # AT-24
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_at_the_start(name):  # AT-25
+def test_at_the_start(name):
     chosen, rejected = double(0.0, 0.0), double(0.0, 0.0)
     loss = CASES[name].function(chosen, rejected, beta=BETA)
     assert loss.tolist() == pytest.approx([CASES[name].at_the_start] * 2, abs=1e-12)
@@ -128,7 +128,7 @@ def test_at_the_start(name):  # AT-25
     assert [slope[0].item() for slope in slopes] == pytest.approx(CASES[name].slopes_at_the_start, abs=1e-12)
 
 
-def test_kto_at_the_start():  # AT-25
+def test_kto_at_the_start():
     log_ratio, desirable = double(0.0, 0.0), torch.tensor([True, False])
     loss = kto_loss(log_ratio, desirable, torch.tensor(0.0), beta=BETA, desirable_weight=3.0, undesirable_weight=2.0)
     assert loss.tolist() == [1.5, 1.0]
@@ -136,7 +136,7 @@ def test_kto_at_the_start():  # AT-25
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_small_beta_is_linear(name, log_ratios):  # AT-25
+def test_small_beta_is_linear(name, log_ratios):
     beta = 1e-6
     chosen, rejected = log_ratios
     loss = CASES[name].function(chosen, rejected, beta=beta)
@@ -165,7 +165,7 @@ def test_where_both_stand_counts(name, log_ratios):
 
 
 @pytest.mark.parametrize("name", OF_THE_DIFFERENCE)
-def test_swapping_the_completions_changes_the_sign_of_the_difference(name, log_ratios):  # AT-25
+def test_swapping_the_completions_changes_the_sign_of_the_difference(name, log_ratios):
     chosen, rejected = log_ratios
     difference = chosen - rejected
     change = PAIRED[name](rejected, chosen) - PAIRED[name](chosen, rejected)
@@ -331,7 +331,7 @@ def test_pairs_are_apart(name, log_ratios):
 
 
 @pytest.mark.parametrize("name", PAIRED)
-def test_prompt_and_padding_do_not_matter(name):  # AT-25
+def test_prompt_and_padding_do_not_matter(name):
     generator = torch.Generator().manual_seed(12)
     logprobs = -torch.rand(4, 5, dtype=torch.float64, generator=generator) - 0.1
     mask = torch.arange(5) < torch.tensor([[5], [2], [1], [3]])

@@ -44,7 +44,7 @@ def difference_at_the_optimum(pair_loss, p):
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
-def test_bradley_terry_ends_at_the_log_odds(p):  # AT-27
+def test_bradley_terry_ends_at_the_log_odds(p):
     def loss(scores):
         first, second = scores.split(1)
         return (p * bradley_terry_loss(first, second) + (1 - p) * bradley_terry_loss(second, first)).sum()
@@ -65,20 +65,20 @@ def test_centering_draws_the_mean_score_to_zero():
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
 @pytest.mark.parametrize("beta", [0.1, 0.5])
-def test_dpo_ends_at_the_log_odds(p, beta):  # AT-27
+def test_dpo_ends_at_the_log_odds(p, beta):
     difference = difference_at_the_optimum(partial(dpo_loss, beta=beta), p)
     assert beta * difference == pytest.approx(math.log(p / (1 - p)), abs=1e-6)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("beta", [0.1, 0.5])
-def test_ipo_ends_at_a_bounded_lead(p, beta):  # AT-27
+def test_ipo_ends_at_a_bounded_lead(p, beta):
     difference = difference_at_the_optimum(partial(ipo_loss, beta=beta), p)
     assert difference == pytest.approx((2 * p - 1) / (2 * beta), abs=1e-6)
 
 
 @pytest.mark.parametrize("smoothing", [0.1, 0.3])
-def test_smoothed_dpo_is_bounded_where_labels_are_certain(smoothing):  # AT-27
+def test_smoothed_dpo_is_bounded_where_labels_are_certain(smoothing):
     difference = difference_at_the_optimum(partial(dpo_loss, beta=0.5, label_smoothing=smoothing), 1.0)
     assert 0.5 * difference == pytest.approx(math.log((1 - smoothing) / smoothing), abs=1e-6)
 
@@ -101,7 +101,7 @@ def bandit_policy(pair_loss):
     return descend(loss, REF.log()).softmax(-1)
 
 
-def test_dpo_reaches_the_known_policy():  # AT-40
+def test_dpo_reaches_the_known_policy():
     policy = bandit_policy(partial(dpo_loss, beta=0.5))
     assert policy.tolist() == pytest.approx([0.4515, 0.3322, 0.1833, 0.0331], abs=1e-4)
     assert policy @ REWARDS == pytest.approx(0.58447, abs=1e-5)
@@ -111,7 +111,7 @@ def test_dpo_reaches_the_known_policy():  # AT-40
     ("beta", "objective", "kl"),
     [(0.25, 0.49508, 1.43802), (0.5, 0.24634, 0.67626), (1.0, 0.04757, 0.22852), (2.0, -0.07273, 0.06263)],
 )
-def test_dpo_optimises_reward_minus_divergence(beta, objective, kl):  # AT-40
+def test_dpo_optimises_reward_minus_divergence(beta, objective, kl):
     policy = bandit_policy(partial(dpo_loss, beta=beta))
     divergence = policy @ (policy / REF).log()
     assert divergence.item() == pytest.approx(kl, abs=1e-5)
@@ -119,7 +119,7 @@ def test_dpo_optimises_reward_minus_divergence(beta, objective, kl):  # AT-40
     assert policy.tolist() == pytest.approx((REF * (REWARDS / beta).exp() / (REF @ (REWARDS / beta).exp())).tolist())
 
 
-def test_ipo_reaches_its_own_optimum():  # AT-40: ref exp(mean_j p_ij / beta) / Z, p_ii = 1/2
+def test_ipo_reaches_its_own_optimum():  # ref exp(mean_j p_ij / beta) / Z, p_ii = 1/2
     policy = bandit_policy(partial(ipo_loss, beta=0.5))
     assert policy.tolist() == pytest.approx([0.1582, 0.2570, 0.3093, 0.2755], abs=1e-4)
     weights = REF * (PREFERENCE.mean(1) / 0.5).exp()

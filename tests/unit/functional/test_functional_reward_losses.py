@@ -12,7 +12,7 @@ def scores(*values):
     return torch.tensor(values, dtype=torch.float64, requires_grad=True)
 
 
-def test_by_hand():  # AT-26
+def test_by_hand():
     chosen, rejected = scores(1.2, 1.2), scores(0.4, 0.4)
     assert bradley_terry_loss(chosen, rejected).tolist() == pytest.approx([0.37110067] * 2, abs=6e-9)
     for margin in (1 / 3, torch.tensor([1 / 3, 1 / 3], dtype=torch.float64)):
@@ -28,7 +28,7 @@ def test_each_pair_has_its_own_margin():
     assert loss.tolist() == pytest.approx([0.37110067, 0.48679258, math.log(2)], abs=1e-7)
 
 
-def test_a_constant_of_all_scores_changes_only_the_centering():  # AT-26
+def test_a_constant_of_all_scores_changes_only_the_centering():
     chosen, rejected = scores(1.2, -0.3), scores(0.4, 2.0)
     plain = bradley_terry_loss(chosen, rejected, margin=0.5)
     assert_close(bradley_terry_loss(chosen + 7, rejected + 7, margin=0.5), plain)
@@ -44,7 +44,7 @@ def test_descending_raises_the_chosen_and_lowers_the_rejected():
     assert with_margin.item() == pytest.approx(-1 / (1 + math.exp(-1)), abs=1e-12)
 
 
-def test_a_linear_teacher_is_recovered_from_its_preferences():  # AT-46, of the loss alone
+def test_a_linear_teacher_is_recovered_from_its_preferences():  # of the loss alone
     generator = torch.Generator().manual_seed(0)
     draw = partial(torch.randn, generator=generator, dtype=torch.float64)
     teacher, first, second = draw(6), draw(20_000, 6), draw(20_000, 6)

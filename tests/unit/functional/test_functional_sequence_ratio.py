@@ -8,7 +8,7 @@ from lit_posttrain.functional import aggregate, clipped_policy_loss, sequence_lo
 
 
 @pytest.mark.parametrize(("reduction", "ratio"), [("mean", 1.0869040), ("sum", 1.2840254)])
-def test_ratio_by_hand(reduction, ratio):  # AT-13
+def test_ratio_by_hand(reduction, ratio):
     log_ratio = torch.tensor([[0.1, -0.05, 0.2, 9.0]], dtype=torch.float64)
     mask = torch.tensor([[True, True, True, False]])
     sequence = sequence_log_ratio(log_ratio, mask, reduction=reduction)

@@ -21,13 +21,13 @@ def loss_and_slope(value, ret, old, clip):
 @pytest.mark.parametrize(
     ("value", "ret", "old", "clip", "loss", "slope", "clipped"),
     [
-        (1.0, 0.9, 0.5, 0.2, 0.02, 0.0, True),  # AT-10: held at 0.7, which is farther from 0.9
+        (1.0, 0.9, 0.5, 0.2, 0.02, 0.0, True),  # held at 0.7, which is farther from 0.9
         (1.0, 0.9, 0.5, None, 0.005, 0.1, False),
         (0.6, 0.9, 0.5, 0.2, 0.045, -0.3, False),  # inside the range
         (1.0, 0.0, 0.5, 0.2, 0.5, 1.0, False),  # it went the wrong way: the larger loss has a gradient
     ],
 )
-def test_by_hand(value, ret, old, clip, loss, slope, clipped):  # AT-10
+def test_by_hand(value, ret, old, clip, loss, slope, clipped):
     assert loss_and_slope(value, ret, old, clip) == (pytest.approx(loss), pytest.approx(slope), clipped)
 
 
@@ -46,7 +46,7 @@ def test_the_slow_loop():
     assert (clipped & mask).sum().item() == hits > 0
 
 
-def test_explained_variance_by_hand():  # AT-10
+def test_explained_variance_by_hand():
     values, returns, mask = of(1.5, 2.0, 2.5, 4.5), of(1.0, 2.0, 3.0, 4.0), torch.ones(1, 4, dtype=torch.bool)
     assert explained_variance(values, returns, mask).item() == pytest.approx(0.8625)
     assert explained_variance(values, returns, mask, punish_bias=True).item() == pytest.approx(0.85)
@@ -80,7 +80,7 @@ def test_explained_variance_of_two_ranks_is_that_of_one():
 
 
 @pytest.mark.parametrize(("kl", "expected"), [(0, 0.148464), (6, 0.15), (7, 0.15128), (12, 0.151536), (1000, 0.151536)])
-def test_adaptive_coefficient_by_hand(kl, expected):  # AT-7
+def test_adaptive_coefficient_by_hand(kl, expected):
     got = adapted_kl_coef(0.15, kl=kl, target=6.0, horizon=10_000, num_sequences=512)
     assert got == pytest.approx(expected, abs=1e-10)
 

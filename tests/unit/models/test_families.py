@@ -80,7 +80,7 @@ def test_the_exported_policy_is_the_policy(make, word_tokenizer, tmp_path):
 
 @pytest.mark.parametrize(("left", "right", "pad_id"), [(0, 0, 0), (3, 0, 0), (0, 5, EOS), (16, 1, EOS), (2, 2, 7)])
 def test_the_score_is_read_at_the_last_token(make, left, right, pad_id):
-    """AT-26."""
+    """And not at one of the padding, on either side and whatever its id."""
     torch.manual_seed(0)
     network = RewardNetwork.from_causal_lm(make(), pad_id=0, vocab_size=VOCAB)
     with torch.no_grad():

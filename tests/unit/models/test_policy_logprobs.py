@@ -1,4 +1,4 @@
-"""Log-probs of the policy against a slow loop without padding (AT-2, AT-33)."""
+"""Log-probs of the policy against a slow loop without padding."""
 
 import pytest
 import torch

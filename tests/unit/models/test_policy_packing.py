@@ -1,4 +1,4 @@
-"""Rows in one sequence against each by itself (AT-3, AT-33), and models that cannot keep them apart."""
+"""Rows in one sequence against each by itself, and models that cannot keep them apart."""
 
 import pytest
 import torch

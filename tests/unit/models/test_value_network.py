@@ -46,7 +46,7 @@ def test_a_value_is_read_before_its_token(network):  # 0.2: the slice of the log
 
 
 @pytest.mark.parametrize("padding", [{"left": 5}, {"right": 7}, {"left": 3, "right": 2, "pad_id": EOS}])
-def test_padding_changes_nothing(network, padding):  # AT-33
+def test_padding_changes_nothing(network, padding):
     with torch.no_grad():
         want, got = network(**inputs()), network(**inputs(**padding))
     torch.testing.assert_close(got[:, : want.shape[1]], want, atol=1e-12, rtol=0)
