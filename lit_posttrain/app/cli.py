@@ -27,6 +27,7 @@ from lit_posttrain.app.lifeline import (
     end_with_the_launcher,
     end_with_the_pipeline,
 )
+from lit_posttrain.app.other_words import check_flags
 from lit_posttrain.app.run_folder import folder_of_job, release_folders
 from lit_posttrain.app.stage_options import gather_stage_options, quote
 
@@ -75,6 +76,7 @@ def main() -> None:
         os.environ.update({"HYDRA_FULL_ERROR": "1", SET_HERE: "1"})
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
+        check_flags(sys.argv[1:])
         sys.argv[1:] = gather_stage_options(_quoted_folder(sys.argv[1:]) if inherited else sys.argv[1:])
         _train()
     except (HydraException, OmegaConfBaseException) as error:

@@ -3,6 +3,15 @@
 import difflib
 import re
 
+from lit_posttrain.app.other_words import translated
+
+# What these hold are arguments of classes that take more of them than the configuration names.
+OPEN = {"trainer": "the Trainer", "algo": "the algorithm"}
+READERS = {
+    "model": "`model=local model.path={0}` takes the name of a model on the Hub, or a folder",
+    "data": "`data=prompts data.path={0}` reads a data set of the Hub or a file, as do `instruct` and `preferences`",
+}
+
 
 def nearest(name: str, known: list[str]) -> str:
     """' Did you mean `...`?', or nothing where no known name is similar."""
@@ -44,6 +53,11 @@ def explain_composition_error(text: str, arguments: list[str]) -> str:
     missing_choice = re.search(r"Could not find '([^']+)'", text)
     if missing_choice:
         group, _, choice = missing_choice.group(1).rpartition("/")
+        for reader, way in READERS.items():
+            typed = next((a for a in arguments if a.startswith(f"{reader}=") and a.count("/") and group), "")
+            if typed and group.startswith(reader):
+                name = typed.partition("=")[2]
+                return f"there is no `{typed}`: {way.format(name)}."
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
         listed = f" There are: {', '.join(options)}." if options else ""
         if missing_choice.group(1) == "hydra/launcher/joblib":
@@ -71,13 +85,26 @@ def _explain_missing(name: str, text: str, arguments: list[str]) -> str:
         return f"`{name}` belongs to LoRA, which is off: add `model/lora=default`."
     known = _known_keys(arguments)
     if name not in known:
-        return f"there is no option `{name}`.{nearest_key(name, known)} See `--cfg job` for all of them."
+        ours = translated(name.rpartition(".")[2], known)
+        if ours is not None and ours != name:
+            return f"there is no option `{name}`; it is `{ours}` here. See `--cfg job` for all options."
+        near = nearest_key(name, known)
+        addition = "" if "Did you mean" in near else _addition(name)
+        return f"there is no option `{name}`.{near}{addition} See `--cfg job` for all of them."
     if f"{name}={{" in text:
         return f"what is given for `{name}` has an option that it has not.{_options_of(name, known)}"
     return (
         f"`{name}` is not there any more: another option has taken the place of `{name.rpartition('.')[0]}`. "
         "Leave one of the two out."
     )
+
+
+def _addition(name: str) -> str:
+    """How an argument that the configuration does not name is given, where there may be one."""
+    group, _, last = name.partition(".")
+    if group == "callbacks" and last:
+        return f" `+callbacks.{last.partition('.')[0]}={{_target_: ...}}` adds a callback."
+    return f" `+{name}=...` gives {OPEN[group]} an argument that is not listed." if group in OPEN and last else ""
 
 
 def _below(name: str, known: list[str]) -> list[str]:

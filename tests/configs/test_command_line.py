@@ -68,6 +68,15 @@ def test_help_examples_compose(example):
     ("arguments", "said"),
     [
         (["algo=grop"], "there is no `algo=grop`. Did you mean `grpo`?"),
+        (["model=Qwen/Qwen3-0.6B"], "there is no `model=Qwen/Qwen3-0.6B`: `model=local model.path=Qwen/Qwen3-0.6B`"),
+        (["data=openai/gsm8k"], "there is no `data=openai/gsm8k`: `data=prompts data.path=openai/gsm8k` reads"),
+        (["num_generations=4"], "there is no option `num_generations`; it is `algo.group_size` here."),
+        (["algo.beta=0.1"], "there is no option `algo.beta`; it is `algo.kl_coef` here."),
+        (["algo=dpo", "beta=0.1"], "there is no option `beta`; it is `algo.beta` here."),
+        (["--max_steps", "10"], "without dashes; this one is `trainer.max_steps=10`."),
+        (["--learning-rate=1e-4", "algo=sft"], "without dashes; this one is `optim.lr=1e-4`."),
+        (["trainer.profiler=simple"], "`+trainer.profiler=...` gives the Trainer an argument that is not listed."),
+        (["callbacks.ema=1"], "`+callbacks.ema={_target_: ...}` adds a callback."),
         (["model=gtp2", "algo.group_size=4"], "there is no `model=gtp2`. Did you mean `gpt2`?"),
         (
             ["data=gridworld_preferences", "data.path.shares={leaps:1}"],
@@ -85,7 +94,7 @@ def test_help_examples_compose(example):
         ),
         (["moddel=tiny"], "there is no option `moddel`. Did you mean `model`?"),
         (["algo.groupsize=4"], "there is no option `algo.groupsize`. Did you mean `algo.group_size`?"),
-        (["optim.learning_rate=1"], "no option `optim.learning_rate`. `optim` has: lr, betas, eps, weight_decay."),
+        (["optim.learning_rate=1"], "there is no option `optim.learning_rate`; it is `optim.lr` here."),
         (["algo.lr=1"], "there is no option `algo.lr`. Did you mean `optim.lr`?"),
         (["model.lora.r=8"], "`model.lora.r` belongs to LoRA, which is off: add `model/lora=default`."),
         (
