@@ -6,8 +6,10 @@ import re
 import shlex
 import signal
 import sys
+import threading
 import traceback
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -19,7 +21,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_posttrain.app.errors import SET_HERE, USER_ERRORS, leave
-from lit_posttrain.app.hints import check_additions, explain_composition_error
+from lit_posttrain.app.hints import check_additions, check_replaced, explain_composition_error
 from lit_posttrain.app.lifeline import (
     HELD,
     TERMINATED,
@@ -38,13 +40,15 @@ def _train(cfg: DictConfig) -> float | None:
     try:
         config = HydraConfig.get()
         check_additions(list(config.overrides.task), list(config.runtime.choices))
+        check_replaced(list(config.overrides.task), cfg, config.runtime.choices)
         if cfg.get("pipeline") is not None:
             from lit_posttrain.app.pipeline import run_pipeline
 
             run_pipeline(cfg)
             return None
-        from lit_posttrain.app.console import speak_for_all_ranks
-        from lit_posttrain.app.run import run
+        with _ended_at_once():
+            from lit_posttrain.app.console import speak_for_all_ranks
+            from lit_posttrain.app.run import run
 
         logging.getLogger("lightning").handlers.clear()  # Hydra's root logger prints what Lightning has to say
         speak_for_all_ranks()
@@ -54,7 +58,7 @@ def _train(cfg: DictConfig) -> float | None:
         _keep_traceback(error)
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
-        stop.add_note(_way_on(Path(HydraConfig.get().runtime.output_dir)))  # Hydra forgets the run when it has ended
+        stop.add_note(_way_on())  # Hydra forgets the run when it has ended
         raise
 
 
@@ -112,6 +116,27 @@ def _terminate(number: int, frame: FrameType | None) -> None:
         sys.exit(TERMINATED)
 
 
+@contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """Within, a signal ends the process where it is: the exception of another handler is lost while C code imports."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            word = "interrupted" if number == signal.SIGINT else "terminated"
+            print(f"\n{word}{_way_on()}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
+        yield
+        return
+    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def _end(stop: KeyboardInterrupt | SystemExit) -> NoReturn:
     """Say in one sentence how to go on with a run that was stopped, and leave with the status of the signal."""
     interrupted = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
@@ -134,8 +159,9 @@ def _keep_traceback(error: Exception) -> None:
         error.add_note(f"The traceback is in {path}")
 
 
-def _way_on(folder: Path) -> str:
+def _way_on() -> str:
     """How to go on with a run that was stopped."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
     if HELD in os.environ:
         where = shlex.quote(f"hydra.run.dir={quote(str(folder.parent))}")
         return f"; the pipeline's own command goes on with it, with {where}"
