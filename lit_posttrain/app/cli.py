@@ -6,10 +6,8 @@ import re
 import shlex
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -28,6 +26,7 @@ from lit_posttrain.app.lifeline import (
     end_soon_after_sigterm,
     end_with_the_launcher,
     end_with_the_pipeline,
+    ended_at_once,
 )
 from lit_posttrain.app.run_folder import folder_of_job, release_folders
 from lit_posttrain.app.stage_options import gather_stage_options, quote
@@ -46,7 +45,7 @@ def _train(cfg: DictConfig) -> float | None:
 
             run_pipeline(cfg)
             return None
-        with _ended_at_once():
+        with ended_at_once(_way_on()):
             from lit_posttrain.app.console import speak_for_all_ranks
             from lit_posttrain.app.run import run
 
@@ -114,27 +113,6 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     """
     if signal.getsignal(signal.SIGTERM) is _terminate:
         sys.exit(TERMINATED)
-
-
-@contextmanager
-def _ended_at_once() -> Iterator[None]:
-    """Within, a signal ends the process where it is: the exception of another handler is lost while C code imports."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            word = "interrupted" if number == signal.SIGINT else "terminated"
-            print(f"\n{word}{_way_on()}", file=sys.stderr, flush=True)  # noqa: T201
-        os._exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
-        yield
-        return
-    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _end(stop: KeyboardInterrupt | SystemExit) -> NoReturn:

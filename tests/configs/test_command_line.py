@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from lit_posttrain.app import cli, run
 from lit_posttrain.app.cli import main
-from lit_posttrain.app.lifeline import HELD
+from lit_posttrain.app.lifeline import HELD, ended_at_once
 from tests.composing import compose_train
 
 EXAMPLES = [
@@ -271,11 +271,10 @@ def test_terminated(command_line, monkeypatch, tmp_path, in_pipeline, checkpoint
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_during_the_imports_ends_the_process_though_they_forget_it(monkeypatch, capfd, number):
-    monkeypatch.setattr(cli, "_way_on", lambda: " before the first checkpoint")
+def test_a_signal_during_the_imports_ends_the_process_though_they_forget_it(capfd, number):
     child = os.fork()
     if child == 0:
-        with cli._ended_at_once():
+        with ended_at_once(" before the first checkpoint"):
             try:
                 os.kill(os.getpid(), number)
                 time.sleep(10)
