@@ -262,6 +262,32 @@ WITH_ADAPTER: dict[str, Job | Command] = {
 }
 
 
+def refusals() -> dict[str, list[str]]:
+    """What the device says of operations that real ones refuse, what it notes of them, and of some that are allowed."""
+    here, there, said = torch.ones(3, device=SECOND), torch.ones(3), []
+    second_device.forget_faults()
+    torch.use_deterministic_algorithms(True)
+    second_device.refuse_float64(True)
+    for refused in (
+        lambda: here + there,
+        lambda: torch.cat([here, torch.tensor(1.0)[None]]),
+        lambda: torch.stack([here[0], torch.tensor(1.0)]),
+        lambda: here.masked_fill_(there > 0, 0),
+        lambda: torch.randn(3, device=SECOND),
+        lambda: here.cumsum(0),
+        lambda: here.double(),
+    ):
+        try:
+            refused()
+        except (RuntimeError, TypeError) as refusal:
+            said.append(str(refusal).splitlines()[0])
+    noted = second_device.faults()
+    second_device.forget_faults()
+    (2 - here + torch.tensor(1.0))[torch.tensor([0, 2])].long().cumsum(0).sum().item()
+    torch.use_deterministic_algorithms(False)
+    return {"said": said, "noted": noted, "noted_of_what_is_allowed": second_device.faults()}
+
+
 def do(jobs: dict[str, Job | Command], folder: Path) -> None:
     """Leave what came of each job in `<name>-<device>.pt`: its result or its error, and the device's faults."""
     torch.set_num_threads(1)
