@@ -33,8 +33,8 @@ class CompletionsFile(Callback):
         self._written: int | None = None  # index of the last rollout in the file
         self._resume_at: int | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Cut the file back to where the checkpoint left it."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Cut the file back to where the checkpoint left it; with sharded weights none is loaded at `on_fit_start`."""
         if trainer.is_global_zero and self._resume_at is not None and self.path.is_file():
             with self.path.open("r+b") as file:
                 end = min(self._resume_at, self.path.stat().st_size)

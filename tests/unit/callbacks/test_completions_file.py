@@ -21,6 +21,6 @@ def test_it_is_cut_to_where_the_checkpoint_left_it(tmp_path, caplog, content, st
     path.write_bytes(content)
     callback = CompletionsFile(path)
     callback.load_state_dict({"bytes": stored, "rollout": 0})
-    callback.on_fit_start(SimpleNamespace(is_global_zero=True), None)
+    callback.on_train_start(SimpleNamespace(is_global_zero=True), None)
     assert path.read_bytes() == left
     assert ("has fewer completions than when the checkpoint was written" in caplog.text) == said
