@@ -26,6 +26,9 @@ from lit_posttrain.models.tokenizers import check_tokenizer
 if TYPE_CHECKING:
     from lit_posttrain.models.adapter import Adapter
 
+# Where checkpoints have the weights that are trained, if a callback averages them: "state_dict" is the average then.
+UNAVERAGED = "current_model_state"
+
 ModelSource: TypeAlias = str | Path | Pretrained | PreTrainedModel | Callable[[], PreTrainedModel]
 
 
@@ -236,6 +239,9 @@ class LanguageModelModule(TrainingModule):
         lora = source.adapter if isinstance(source, Pretrained) else None
         if lora is not None:
             self.adapter = lora.attach(model)
+        if self.adapter is not None:
+            # not in `load_state_dict`: a copy of the module, as averages of weights are, loads as a part of another
+            self.register_load_state_dict_pre_hook(_fill_in_frozen)
 
     def merged_model(self) -> PreTrainedModel:
         """The transformers model without an adapter: where one is trained, a copy with the adapter added."""
@@ -255,7 +261,8 @@ class LanguageModelModule(TrainingModule):
         super().on_save_checkpoint(checkpoint)
         if self.adapter is not None:
             frozen = self._frozen_names()
-            checkpoint["state_dict"] = {n: t for n, t in checkpoint["state_dict"].items() if n not in frozen}
+            for weights in {"state_dict", UNAVERAGED} & checkpoint.keys():
+                checkpoint[weights] = {n: t for n, t in checkpoint[weights].items() if n not in frozen}
             checkpoint["adapter_only"] = True
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -289,10 +296,8 @@ class LanguageModelModule(TrainingModule):
         """
         if self.adapter is None:
             return super().load_state_dict(sharded_like(self, state_dict), strict, assign)
-        frozen, own = self._frozen_names(), self.state_dict()
-        kept = {name: tensor for name, tensor in own.items() if name in frozen}
         try:
-            return super().load_state_dict({**kept, **state_dict}, strict, assign)
+            return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
             raise ValueError(
                 "the checkpoint does not fit this run's adapter: give `model.lora.r`, `model.lora.target_modules` and "
@@ -316,3 +321,11 @@ class LanguageModelModule(TrainingModule):
     def _frozen_names(self) -> set[str]:
         named = self.named_parameters(remove_duplicate=False)  # tied weights have two names
         return {name for name, parameter in named if not parameter.requires_grad}
+
+
+def _fill_in_frozen(module: LanguageModelModule, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    """Leave what is frozen as it is, where a checkpoint has the adapter alone."""
+    frozen = module._frozen_names()
+    own = {name: tensor for name, tensor in module.state_dict().items() if name in frozen}
+    for name, tensor in own.items():
+        state_dict.setdefault(f"{prefix}{name}", tensor)

@@ -1,6 +1,8 @@
 """Reward models: a score for every completion, learnt from which of two is preferred."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lit_posttrain.algos.choices import ScoreNormalization, check_choices
 from lit_posttrain.algos.experience import evaluation_mode
-from lit_posttrain.algos.language_model_module import LanguageModelModule, ModelSource
+from lit_posttrain.algos.language_model_module import UNAVERAGED, LanguageModelModule, ModelSource
 from lit_posttrain.algos.supervised_defaults import supervised_adamw, warmup_cosine
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.batching import PreferenceBatch, StepPart
@@ -205,9 +207,12 @@ class RewardModel(LanguageModelModule):
         }
         return {name: value.float().to(self.device) for name, value in metrics.items()}
 
-    def on_validation_epoch_end(self) -> None:
-        """Measure the scores too, so that the checkpoint that a validation leads to can be exported."""
-        super().on_validation_epoch_end()
+    def on_validation_epoch_start(self) -> None:
+        """Measure the scores too, so that the checkpoint that a validation leads to can be exported.
+
+        At the start, when a callback that averages weights has put the average in their place.
+        """
+        super().on_validation_epoch_start()
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self._measure_scores()
 
@@ -219,10 +224,11 @@ class RewardModel(LanguageModelModule):
         """Measure the scores for the checkpoint of the last step: a run that goes on from it has nothing to train."""
         super().on_save_checkpoint(checkpoint)
         if self.trainer.training and self.trainer.global_step >= self.trainer.estimated_stepping_batches:
-            self._measure_scores()
             network, stored = self._loaded(), checkpoint["state_dict"]
-            measured = {"network.score_mean": network.score_mean, "network.score_scale": network.score_scale}
-            stored.update({name: buffer.clone() for name, buffer in measured.items() if name in stored})
+            with _weights(self, stored) if UNAVERAGED in checkpoint else nullcontext():
+                self._measure_scores()
+                measured = {"network.score_mean": network.score_mean, "network.score_scale": network.score_scale}
+                stored.update({name: buffer.clone() for name, buffer in measured.items() if name in stored})
 
     def predict_step(self, batch: StepPart[PreferenceBatch], batch_idx: int) -> list[dict[str, Any]]:
         """The pairs of a batch as text, with their normalised scores."""
@@ -292,6 +298,17 @@ class RewardModel(LanguageModelModule):
         network.score_mean.copy_(mean)
         if self.normalization == "standardize":
             network.score_scale.copy_((squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=1e-6))
+
+
+@contextmanager
+def _weights(module: RewardModel, weights: dict[str, Any]) -> Iterator[None]:
+    """Within, a module has other weights: those that are averaged, which a checkpoint stores in its own ones' place."""
+    own = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    module.load_state_dict(weights)
+    try:
+        yield
+    finally:
+        module.load_state_dict(own)
 
 
 def _pairs(batch: Any) -> PreferenceBatch:

@@ -193,7 +193,8 @@ class TrainingModule(L.LightningModule):
         rates = ", ".join(f"{group['lr']:.3g}" for group in self.trainer.optimizers[0].param_groups)
         raise NonFiniteError(
             f"optimiser step {self.trainer.global_step + 1}: {what}. The step was not made, and no checkpoint holds "
-            f"such numbers: go on from the last one with a lower learning rate (now {rates}) or with gradient clipping."
+            f"such numbers: go on from the last one with a lower learning rate (now {rates}), with gradient clipping, "
+            "or, where rewards or scores are very large, with smaller ones."
         )
 
     def check_weights(self, when: str) -> None:

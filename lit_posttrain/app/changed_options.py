@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 # What may differ without anybody wondering: where and how long, and what only watches.
 FREE = (
@@ -28,7 +29,14 @@ def changed_options(checkpoint: str | Path, cfg: DictConfig) -> list[str]:
     path = Path(checkpoint).resolve().parent.parent / "config.yaml"
     if not path.is_file():
         return []
-    before, now = (OmegaConf.to_container(config, resolve=True) for config in (OmegaConf.load(path), cfg))
+    try:
+        stored = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"`{path}`, which has the options of the checkpoint's run, cannot be read "
+            f"({' '.join(str(error).split())[:200]}): mend it, or move it away to go on without comparing options."
+        ) from error
+    before, now = (OmegaConf.to_container(config, resolve=True) for config in (stored, cfg))
     lines = differences(before, now, but=FREE)
     return [f"{line} (the checkpoint's stays)" if line.startswith(RESTORED) else line for line in lines]
 

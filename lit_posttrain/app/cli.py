@@ -19,13 +19,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_posttrain.app.errors import SET_HERE, USER_ERRORS, leave
-from lit_posttrain.app.hints import check_additions, explain_composition_error
+from lit_posttrain.app.hints import check_additions, check_replaced, explain_composition_error
 from lit_posttrain.app.lifeline import (
     HELD,
     TERMINATED,
     end_soon_after_sigterm,
     end_with_the_launcher,
     end_with_the_pipeline,
+    ended_at_once,
 )
 from lit_posttrain.app.other_words import check_flags
 from lit_posttrain.app.run_folder import folder_of_job, release_folders
@@ -39,13 +40,15 @@ def _train(cfg: DictConfig) -> float | None:
     try:
         config = HydraConfig.get()
         check_additions(list(config.overrides.task), list(config.runtime.choices))
+        check_replaced(list(config.overrides.task), cfg, config.runtime.choices)
         if cfg.get("pipeline") is not None:
             from lit_posttrain.app.pipeline import run_pipeline
 
             run_pipeline(cfg)
             return None
-        from lit_posttrain.app.console import speak_for_all_ranks
-        from lit_posttrain.app.run import run
+        with ended_at_once(_way_on()):
+            from lit_posttrain.app.console import speak_for_all_ranks
+            from lit_posttrain.app.run import run
 
         logging.getLogger("lightning").handlers.clear()  # Hydra's root logger prints what Lightning has to say
         speak_for_all_ranks()
@@ -55,7 +58,7 @@ def _train(cfg: DictConfig) -> float | None:
         _keep_traceback(error)
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
-        stop.add_note(_way_on(Path(HydraConfig.get().runtime.output_dir)))  # Hydra forgets the run when it has ended
+        stop.add_note(_way_on())  # Hydra forgets the run when it has ended
         raise
 
 
@@ -136,8 +139,9 @@ def _keep_traceback(error: Exception) -> None:
         error.add_note(f"The traceback is in {path}")
 
 
-def _way_on(folder: Path) -> str:
+def _way_on() -> str:
     """How to go on with a run that was stopped."""
+    folder = Path(HydraConfig.get().runtime.output_dir)
     if HELD in os.environ:
         where = shlex.quote(f"hydra.run.dir={quote(str(folder.parent))}")
         return f"; the pipeline's own command goes on with it, with {where}"

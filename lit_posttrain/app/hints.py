@@ -1,7 +1,14 @@
 """What Hydra says of a mistyped override, with the name that was probably meant."""
 
+from __future__ import annotations
+
 import difflib
 import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 from lit_posttrain.app.other_words import translated
 
@@ -138,11 +145,43 @@ def check_additions(arguments: list[str], groups: list[str]) -> None:
             raise ValueError(f"there is no option `{added.group(1)}`.{nearest_key(added.group(1), known)}")
 
 
+def check_replaced(arguments: list[str], cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
+    """Refuse the choice of an optimiser or a schedule in whose place a recipe puts its own.
+
+    Args:
+        arguments: the overrides of the command line.
+        cfg: the configuration that they make.
+        choices: the option of each group.
+
+    Raises:
+        ValueError: naming the recipe, and how to have the choice.
+    """
+    for group in ("optim", "scheduler"):
+        typed = next((a for a in arguments if a.startswith(f"{group}=")), None)
+        if typed is None:
+            continue
+        target = _target_of(group, typed.partition("=")[2])
+        built = cfg[group].get("_target_")
+        if target is not None and built != target:
+            raise ValueError(
+                f"`{typed}` has no effect: `tuned={choices.get('tuned')}` puts {built} in its place. "
+                "Leave it out; or leave that out, `~tuned`, and give its other numbers yourself."
+            )
+
+
+def _target_of(group: str, option: str) -> str | None:
+    """What an option of a group builds by itself, in the job that runs."""
+    from hydra import compose
+
+    target: str | None = compose(f"{group}/{option}")[group].get("_target_")
+    return target
+
+
 def _known_keys(arguments: list[str]) -> list[str]:
     """Every dotted key of the configuration that the valid group choices among the arguments make."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
     choices = [a for a in arguments if re.fullmatch(r"[a-z_/]+=[A-Za-z0-9_]+", a)]
     GlobalHydra.instance().clear()

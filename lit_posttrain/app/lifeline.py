@@ -2,8 +2,12 @@
 
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 HELD = "LIT_POSTTRAIN_LIFELINE"  # set where stdin is a pipe that the pipeline holds open and never writes to
 TERMINATED = 128 + signal.SIGTERM
@@ -37,6 +41,31 @@ def end_soon_after_sigterm() -> None:
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_watch_signals, args=(reading,), daemon=True).start()
+
+
+@contextmanager
+def ended_at_once(way_on: str) -> Iterator[None]:
+    """Within, a signal ends the process where it is: C code that imports loses the exception of another handler.
+
+    Args:
+        way_on: what is said behind "terminated" or "interrupted".
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            word = "interrupted" if number == signal.SIGINT else "terminated"
+            print(f"\n{word}{way_on}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
+        yield
+        return
+    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _watch_signals(pipe: int) -> None:

@@ -12,7 +12,14 @@ FILE = "parts.json"
 def read_parts(folder: Path) -> list[dict[str, Any]]:
     """The parts of a run, none where nothing says."""
     path = folder / FILE
-    parts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        parts: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"`{path}`, the list of a run's parts, cannot be read ({error}): mend it, or move it away."
+        ) from error
     return parts
 
 

@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lit_posttrain.app.gate import Gate, Verdict
+from lit_posttrain.app.lifeline import ended_at_once
 from lit_posttrain.app.pipeline_plan import Stage, plan_stages
 from lit_posttrain.app.run_folder import OF_A_PIPELINE, claim_pipeline
 from lit_posttrain.app.stage_config import stage_config
@@ -54,9 +55,11 @@ def run_pipeline(cfg: DictConfig) -> None:
         data_target=str(cfg.data.get("_target_", "")),
     )
     configs = [stage_config(stage) for stage in stages]
-    _rehearse(stages, configs, folder)
     place = shlex.quote(f"hydra.run.dir={quote(str(folder))}")
     again = f"the same command with {place} goes on where it stopped"
+    with ended_at_once(f"; {again}"):  # it takes seconds, so not before the configurations are right
+        from lit_posttrain.app.rehearsal import rehearse_stages
+    rehearse_stages(stages, configs, folder)
     rows: list[StageRow] = [StageRow(stage.name, str(folder / stage.name)) for stage in stages]
     log.info("%s stages, in %s; if it is stopped, %s", len(stages), folder, again)
     for number, stage in enumerate(stages):
@@ -77,12 +80,6 @@ def run_pipeline(cfg: DictConfig) -> None:
             _write(folder, name, rows)
     print_stages(rows)
     log.info("everything is in %s", folder)
-
-
-def _rehearse(stages: list[Stage], configs: list[dict[str, Any]], folder: Path) -> None:
-    from lit_posttrain.app.rehearsal import rehearse_stages  # not before the configurations are right: it takes seconds
-
-    rehearse_stages(stages, configs, folder)
 
 
 def _run(stage: Stage, config: dict[str, Any], folder: Path, row: StageRow, *, lock: int) -> None:

@@ -1,6 +1,7 @@
 """Every completion of every rollout, kept in a file."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from lightning import Callback, LightningModule, Trainer
 from lit_posttrain.callbacks.completion_rows import completion_rows
 from lit_posttrain.callbacks.records import RecordsRollouts, RolloutRecord
 from lit_posttrain.files.whole import append_lines
+
+log = logging.getLogger(__name__)
 
 
 class CompletionsFile(Callback):
@@ -30,11 +33,18 @@ class CompletionsFile(Callback):
         self._written: int | None = None  # index of the last rollout in the file
         self._resume_at: int | None = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Cut the file back to where the checkpoint left it."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Cut the file back to where the checkpoint left it; with sharded weights none is loaded at `on_fit_start`."""
         if trainer.is_global_zero and self._resume_at is not None and self.path.is_file():
             with self.path.open("r+b") as file:
-                file.truncate(min(self._resume_at, self.path.stat().st_size))
+                end = min(self._resume_at, self.path.stat().st_size)
+                if end < self._resume_at:
+                    end = file.read(end).rfind(b"\n") + 1  # so that no half line is gone on with
+                    log.warning(
+                        "%s has fewer completions than when the checkpoint was written: %d bytes of %d. What is "
+                        "missing is not made again.", self.path, end, self._resume_at,
+                    )  # fmt: skip
+                file.truncate(end)
         self._resume_at = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

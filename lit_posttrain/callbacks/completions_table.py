@@ -45,14 +45,14 @@ class CompletionsTable(Callback):
         self._seen: int | None = None  # index of the last rollout
         self._loaded = False
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a table, with the rows of the checkpoint where there is one."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a table, with the rows of the checkpoint where there is one, and find out how often to add rows.
+
+        With sharded weights no checkpoint is loaded at `on_fit_start`.
+        """
         if not self._loaded:
             self._columns, self._kept, self._seen = [], [], None
         self._table, self._loaded = None, False
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find out how often to add rows, now that the length of the run is known."""
         if self.every_n_rollouts is not None:
             self._every = self.every_n_rollouts
         elif isinstance(pl_module, RecordsRollouts):

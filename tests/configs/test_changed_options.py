@@ -1,5 +1,6 @@
 """A resumed run says in what it differs from the run that it goes on with."""
 
+import pytest
 from omegaconf import OmegaConf
 
 from lit_posttrain.app.changed_options import changed_options
@@ -24,3 +25,9 @@ def test_changed_options_are_listed(tmp_path):
 
 def test_a_checkpoint_of_nobody_s_run_is_not_compared(tmp_path):
     assert changed_options(tmp_path / "mine.ckpt", compose_train()) == []
+
+
+def test_options_that_cannot_be_read_are_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match=rf"`{tmp_path}/config.yaml`.*cannot be read .*mend it, or move it away"):
+        changed_options(tmp_path / "checkpoints" / "last.ckpt", compose_train())

@@ -1,15 +1,17 @@
 """What the command line says and does before a run begins."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from omegaconf import OmegaConf
 
 from lit_posttrain.app import cli, run
 from lit_posttrain.app.cli import main
-from lit_posttrain.app.lifeline import HELD
+from lit_posttrain.app.lifeline import HELD, ended_at_once
 from tests.composing import compose_train
 
 EXAMPLES = [
@@ -91,6 +93,10 @@ def test_help_examples_compose(example):
             ["pipeline=rlhf", "pipeline.stages.rm.gate=null", "pipeline.stages.rm.gate.metric=val/loss"],
             "`pipeline.stages.rm.gate.metric` is not there any more: another option has taken the place of "
             "`pipeline.stages.rm.gate`.",
+        ),
+        (
+            ["algo=ppo", "scheduler=constant"],
+            "`scheduler=constant` has no effect: `tuned=tiny_ppo` puts transformers.get_wsd_schedule in its place. ",
         ),
         (["moddel=tiny"], "there is no option `moddel`. Did you mean `model`?"),
         (["algo.groupsize=4"], "there is no option `algo.groupsize`. Did you mean `algo.group_size`?"),
@@ -271,3 +277,19 @@ def test_terminated(command_line, monkeypatch, tmp_path, in_pipeline, checkpoint
     status, _, errors = command_line("hydra.run.dir=road/sft")
     assert status == 143
     assert said.format(folder=tmp_path / "road") in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_during_the_imports_ends_the_process_though_they_forget_it(capfd, number):
+    child = os.fork()
+    if child == 0:
+        with ended_at_once(" before the first checkpoint"):
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(10)
+            except BaseException:  # as numpy's C code does
+                pass
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + number
+    word = "terminated" if number == signal.SIGTERM else "interrupted"
+    assert capfd.readouterr().err == f"\n{word} before the first checkpoint\n"

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lit_posttrain.app.run import run
 from lit_posttrain.models.loading import Pretrained
@@ -87,27 +87,20 @@ def world(tmp_path_factory):
     return folder
 
 
-def known(overrides: list[str], options: dict[str, object]) -> list[str]:
-    """Those of the options that a configuration has a value of."""
-    cfg = compose_train(*overrides)
-
-    def has(name: str) -> bool:
-        node = cfg
-        for key in name.split("."):
-            if not isinstance(node, DictConfig) or node.get(key) is None:
-                return False
-            node = node[key]
-        return True
-
-    return [f"{name}={value}" for name, value in options.items() if has(name)]
+def shortened(cfg: DictConfig) -> DictConfig:
+    """With those of the options that make a run short which it has a value of."""
+    for name, value in SHORT.items():
+        if OmegaConf.select(cfg, name) is not None:
+            OmegaConf.update(cfg, name, value)
+    return cfg
 
 
 @pytest.mark.parametrize(("model", "algo", "data"), RUNS)
 def test_a_run_without_further_options(world, monkeypatch, tmp_path, model, algo, data):
     monkeypatch.chdir(world)
     overrides = [f"algo={algo}", f"model={model}", f"data={data}", *PATHS.get(data, [])]
-    short = ["threads=1", *known(overrides, SHORT)]
-    run(compose_train(*overrides, *short, "logger=csv", "+trainer.enable_progress_bar=false", run_dir=tmp_path))
+    quiet = ["threads=1", "logger=csv", "+trainer.enable_progress_bar=false"]
+    run(shortened(compose_train(*overrides, *quiet, run_dir=tmp_path)))
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 1
     assert (tmp_path / "export" / "config.json").is_file()
 

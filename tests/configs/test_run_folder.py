@@ -170,7 +170,7 @@ def test_a_process_that_lightning_launches_finds_the_folder(command_line, runs, 
 # Resuming.
 
 
-@pytest.mark.parametrize("name", ["plain", """it's "x y\"""", "a=b,c $5 {d} [e] $", "back\\slash\\", "läuft/中", "'q'"])
+@pytest.mark.parametrize("name", ["""it's "x y\"""", "a=b,c $5 {d} [e] $", "back\\slash\\", "läuft/中", "'q'"])
 def test_a_run_resumes_in_its_folder_and_keeps_its_options(command_line, runs, tmp_path, name):
     folder = tmp_path / name
     status, _, errors = command_line(f"hydra.run.dir={quote(str(folder))}", "seed=1", "trainer.max_steps=5")
@@ -190,6 +190,14 @@ def test_a_run_resumes_in_its_folder_and_keeps_its_options(command_line, runs, t
     assert steps == [(1, 10, 20), (2, 20, 30), (3, 30, 40)]
     assert parts[2]["overrides"][-1] == "seed=3"
     assert sorted(path.name for path in tmp_path.iterdir()) == [name.split("/")[0]]
+
+
+def test_a_list_of_parts_that_was_cut_is_named(command_line, runs, tmp_path):
+    assert command_line("hydra.run.dir=run")[0] == 0
+    (tmp_path / "run" / "parts.json").write_text('[{"part": 1')
+    status, _, errors = command_line("ckpt_path=run/checkpoints/last.ckpt")
+    assert status == 1
+    assert f"`{tmp_path}/run/parts.json`, the list of a run's parts, cannot be read" in errors
 
 
 def test_a_resume_that_was_refused_does_not_count(command_line, runs, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 peft brings that: it is missing too, until what has an adapter comes last.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,12 +12,13 @@ OPTIONAL = ("accelerate", "peft")
 
 def main(folder: Path) -> None:
     sys.modules.update(dict.fromkeys(OPTIONAL))  # before transformers looks for them
-    from tests.device.jobs import JOBS, WITH_ADAPTER, do
+    from tests.device.jobs import JOBS, WITH_ADAPTER, do, refusals
 
     do(JOBS, folder)
     for package in OPTIONAL:
         assert sys.modules.pop(package) is None
     do(WITH_ADAPTER, folder)
+    (folder / "refusals.json").write_text(json.dumps(refusals()))
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class Job:
         model: arguments of `Pretrained`.
         trainer: further settings of the Trainer, in a world.
         also: "resume" from a checkpoint; "predict" with the last weights.
-        float64: whether the second device has it.
+        float64: whether the second device has it; Apple's GPUs do not.
     """
 
     module: Callable[[Pretrained, World], Any]
@@ -223,7 +223,7 @@ JOBS: dict[str, Job | Command] = {
             *("algo.val_samples=1", "data.batch_size=2", "data.path.num_validation=2"),
         )
     ),
-    "sft": Job(offline(SFT, label_smoothing=0.1, **WRITER), demonstrations, also=("resume",)),
+    "sft": Job(offline(SFT, label_smoothing=0.1, **WRITER), demonstrations, also=("resume",), float64=False),
     "sft_packed": Job(
         offline(SFT, **{**WRITER, **FUSED}), partial(demonstrations, packing=True), trainer=deterministic
     ),
@@ -234,7 +234,7 @@ JOBS: dict[str, Job | Command] = {
         trainer=mixed_precision,
         also=("resume", "predict"),
     ),
-    "dpo": Job(offline(DPO, **WRITER), preferences, trainer=deterministic, also=("resume",)),
+    "dpo": Job(offline(DPO, **WRITER), preferences, trainer=deterministic, also=("resume",), float64=False),
     "dpo_packed": Job(offline(DPO, **WRITER), partial(preferences, packing=True)),
     "dpo_precomputed": Job(offline(DPO, precompute_reference=True, **WRITER), preferences, also=("resume",)),
     "kto": Job(offline(DPO, loss="kto", **WRITER), partial(preferences, JUDGED)),
@@ -250,20 +250,42 @@ JOBS: dict[str, Job | Command] = {
     "ppo_shared": Job(online(PPO, critic="shared", whiten_rewards=True)),
     "ppo_reward_model": Job(with_critic_of_a_reward_model),
     "rloo": Job(online(RLOO)),
-    "reinforce_pp": Job(online(ReinforcePlusPlus), trainer=deterministic),
-    # as on Apple's GPUs
-    "sft_32": Job(offline(SFT, **WRITER), demonstrations, float64=False),
+    "reinforce_pp": Job(online(ReinforcePlusPlus), trainer=deterministic, float64=False),
     "reward_model_32": Job(offline(RewardModel, **LEARNER), preferences, float64=False),
-    "dpo_32": Job(offline(DPO, **WRITER), preferences, float64=False),
     "grpo_32": Job(online(GRPO, kl_coef=0.05, **NUCLEUS), float64=False, also=("resume", "predict")),
     "ppo_32": Job(online(PPO, kl_target=0.5, whiten_rewards=True), float64=False),
-    "reinforce_pp_32": Job(online(ReinforcePlusPlus), float64=False),
 }
 WITH_ADAPTER: dict[str, Job | Command] = {
     "lora": Job(online(GRPO, kl_coef=0.05), model={"lora": Lora(r=2, seed=5)}, also=("resume",)),
     "lora_dpo": Job(offline(DPO, **WRITER), preferences, model={"lora": Lora(r=2)}),
     "lora_reward_model": Job(offline(RewardModel, **LEARNER), preferences, model={"lora": Lora(r=2)}),
 }
+
+
+def refusals() -> dict[str, list[str]]:
+    """What the device says of operations that real ones refuse, what it notes of them, and of some that are allowed."""
+    here, there, said = torch.ones(3, device=SECOND), torch.ones(3), []
+    second_device.forget_faults()
+    torch.use_deterministic_algorithms(True)
+    second_device.refuse_float64(True)
+    for refused in (
+        lambda: here + there,
+        lambda: torch.cat([here, torch.tensor(1.0)[None]]),
+        lambda: torch.stack([here[0], torch.tensor(1.0)]),
+        lambda: here.masked_fill_(there > 0, 0),
+        lambda: torch.randn(3, device=SECOND),
+        lambda: here.cumsum(0),
+        lambda: here.double(),
+    ):
+        try:
+            refused()
+        except (RuntimeError, TypeError) as refusal:
+            said.append(str(refusal).splitlines()[0])
+    noted = second_device.faults()
+    second_device.forget_faults()
+    (2 - here + torch.tensor(1.0))[torch.tensor([0, 2])].long().cumsum(0).sum().item()
+    torch.use_deterministic_algorithms(False)
+    return {"said": said, "noted": noted, "noted_of_what_is_allowed": second_device.faults()}
 
 
 def do(jobs: dict[str, Job | Command], folder: Path) -> None:

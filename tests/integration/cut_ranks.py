@@ -14,14 +14,15 @@ from tests.cutting import ALGORITHMS, command, in_parts, rank, results, wait_for
 # Strategy, algorithm, micro-batches of a step, steps between checkpoints and between validations, kills.
 # One of each strategy is among the jobs of `ranks` and `shards`.
 DDP = ("ddp", "grpo", 2, (2, 3), (2, 1))
-FSDP = ("fsdp", "reward_model", 2, (2, 2), (1, 1))
+FSDP = ("fsdp", "grpo", 2, (2, 3), (2, 1))
 CASES = (
     ("ddp", "grpo", 4, (3, 3), (1, 1)),
     ("ddp", "ppo", 2, (2, 2), (1, 1)),
     ("ddp", "reinforce_pp", 2, (3, 3), (2, 1)),
     ("ddp", "sft", 2, (2, 2), (1, 2)),
     ("ddp", "dpo", 2, (3, 3), (2, 1)),
-    ("fsdp", "grpo", 2, (2, 3), (2, 1)),
+    ("fsdp", "reward_model", 2, (2, 2), (1, 1)),
+    ("fsdp", "ppo", 2, (2, 3), (2, 1)),
     ("fsdp", "rloo", 2, (2, 2), (1, 1)),
     ("fsdp", "sft", 2, (3, 3), (2, 1)),
 )

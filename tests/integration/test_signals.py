@@ -159,6 +159,7 @@ def test_two_processes_end_together(start, moment):
         assert [path.name for path in run.last.parent.iterdir() if path.name not in ("last.ckpt", "best.ckpt")] == []
 
 
+@LONGER
 def test_a_new_checkpoint_of_the_last_step(start):
     """Of a run that saves seldom; on one process in the middle of a rollout."""
     run = start("callbacks.last_checkpoint.every_n_train_steps=100000", reward="sleeps")
