@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lit_posttrain.app.other_words import translated
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-from lit_posttrain.app.other_words import translated
 
 # What these hold are arguments of classes that take more of them than the configuration names.
 OPEN = {"trainer": "the Trainer", "algo": "the algorithm"}
