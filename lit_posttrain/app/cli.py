@@ -40,7 +40,7 @@ def _train(cfg: DictConfig) -> float | None:
     try:
         config = HydraConfig.get()
         check_additions(list(config.overrides.task), list(config.runtime.choices))
-        check_replaced(list(config.overrides.task), cfg, config.runtime.choices)
+        check_replaced(list(config.overrides.task), cfg, str(config.job.config_name))
         if cfg.get("pipeline") is not None:
             from lit_posttrain.app.pipeline import run_pipeline
 

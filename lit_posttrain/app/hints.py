@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lit_posttrain.app.other_words import translated
@@ -59,12 +58,10 @@ def explain_composition_error(text: str, arguments: list[str]) -> str:
     """
     missing_choice = re.search(r"Could not find '([^']+)'", text)
     if missing_choice:
+        reader, _, name = missing_choice.group(1).partition("/")
+        if reader in READERS and "/" in name and f"{reader}={name}" in arguments:
+            return f"there is no `{reader}={name}`: {READERS[reader].format(name)}."
         group, _, choice = missing_choice.group(1).rpartition("/")
-        for reader, way in READERS.items():
-            typed = next((a for a in arguments if a.startswith(f"{reader}=") and a.count("/") and group), "")
-            if typed and group.startswith(reader):
-                name = typed.partition("=")[2]
-                return f"there is no `{typed}`: {way.format(name)}."
         options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
         listed = f" There are: {', '.join(options)}." if options else ""
         if missing_choice.group(1) == "hydra/launcher/joblib":
@@ -145,36 +142,31 @@ def check_additions(arguments: list[str], groups: list[str]) -> None:
             raise ValueError(f"there is no option `{added.group(1)}`.{nearest_key(added.group(1), known)}")
 
 
-def check_replaced(arguments: list[str], cfg: DictConfig, choices: Mapping[str, str | None]) -> None:
+def check_replaced(arguments: list[str], cfg: DictConfig, config_name: str) -> None:
     """Refuse the choice of an optimiser or a schedule in whose place a recipe puts its own.
 
     Args:
-        arguments: the overrides of the command line.
+        arguments: the overrides of a run.
         cfg: the configuration that they make.
-        choices: the option of each group.
+        config_name: of the primary configuration.
 
     Raises:
         ValueError: naming the recipe, and how to have the choice.
     """
+    from hydra import compose
+
     for group in ("optim", "scheduler"):
         typed = next((a for a in arguments if a.startswith(f"{group}=")), None)
-        if typed is None:
+        if typed is None or any(a.lstrip("+").startswith(f"{group}._target_=") for a in arguments):
             continue
-        target = _target_of(group, typed.partition("=")[2])
+        target = compose(f"{group}/{typed.partition('=')[2]}")[group].get("_target_")
         built = cfg[group].get("_target_")
         if target is not None and built != target:
+            choices = compose(config_name, arguments, return_hydra_config=True).hydra.runtime.choices
             raise ValueError(
                 f"`{typed}` has no effect: `tuned={choices.get('tuned')}` puts {built} in its place. "
                 "Leave it out; or leave that out, `~tuned`, and give its other numbers yourself."
             )
-
-
-def _target_of(group: str, option: str) -> str | None:
-    """What an option of a group builds by itself, in the job that runs."""
-    from hydra import compose
-
-    target: str | None = compose(f"{group}/{option}")[group].get("_target_")
-    return target
 
 
 def _known_keys(arguments: list[str]) -> list[str]:

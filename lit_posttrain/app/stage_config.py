@@ -9,11 +9,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lit_posttrain.app.errors import words
-from lit_posttrain.app.hints import explain_composition_error
+from lit_posttrain.app.hints import check_replaced, explain_composition_error
 from lit_posttrain.app.pipeline_plan import PREFERENCES, Stage
 
 # What watches a run or names it, and does not change its weights.
 WITHOUT_EFFECT = ("run_dir", "names", "ckpt_path", "overwrite", "logger", "callbacks", "gate")
+
+BLANK = ("run_dir=run", "names.algo=''", "names.model=''", "names.data=''")  # what a run fills in
 
 
 def stage_config(stage: Stage) -> dict[str, Any]:
@@ -24,8 +26,10 @@ def stage_config(stage: Stage) -> dict[str, Any]:
     """
     from lit_posttrain.app.checks import check_config
 
+    exports = {name: name for name in stage.inputs}
     with told_of(stage):
-        cfg = compose_stage(stage, {name: name for name in stage.inputs})
+        cfg = compose_stage(stage, exports)
+        check_replaced([*stage.filled(exports), *BLANK], cfg, HydraConfig.get().job.config_name)
         check_config(cfg)
     values: Any = OmegaConf.to_container(cfg, resolve=True)
     return {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
@@ -33,8 +37,7 @@ def stage_config(stage: Stage) -> dict[str, Any]:
 
 def compose_stage(stage: Stage, exports: Mapping[str, str]) -> DictConfig:
     """Compose it from the overrides of a stage, with these exports of the stages before."""
-    blank = ["run_dir=run", "names.algo=''", "names.model=''", "names.data=''"]  # what a run fills in
-    return compose(HydraConfig.get().job.config_name, [*stage.filled(exports), *blank])
+    return compose(HydraConfig.get().job.config_name, [*stage.filled(exports), *BLANK])
 
 
 @contextmanager

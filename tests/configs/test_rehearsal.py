@@ -53,6 +53,10 @@ def test_what_can_run_is_run(command_line, started, tmp_path):
         pytest.param(
             "ppo.algo.kl_target=abc", "stage `ppo`: `algo.kl_target` must be a number, got `abc`", marks=LONGER
         ),
+        (
+            "ppo.scheduler=constant",
+            "stage `ppo`: `scheduler=constant` has no effect: `tuned=tiny_random_ppo` puts transformers.",
+        ),
         ("ppo.optim=null", "stage `ppo`: `optim=null`: a group needs one of its options"),
         ("rm.model.lora=default", "`model/lora=default` switches LoRA on"),
         pytest.param("ppo.reward.batch_size=0", "stage `ppo`: `batch_size` must be >= 1, got 0", marks=LONGER),
