@@ -39,7 +39,7 @@ def main(algorithms: list[str]) -> int:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     wrong = 0
-    print(f"{'':38}" + " ".join(f"{'+'.join(map(str, cuts)):>5}" for cuts in CUTS))  # noqa: T201
+    print(f"{'':38}" + " ".join(f"{'+'.join(map(str, cuts)):>5}" for cuts in CUTS))
     for algorithm in algorithms or ALGORITHMS:
         for accumulate in ACCUMULATE:
             for saves, validations in RHYTHMS:
@@ -52,8 +52,8 @@ def main(algorithms: list[str]) -> int:
                     cells = [differences(folder, options, cuts, whole) for cuts in CUTS]
                 wrong += sum(map(bool, cells))
                 name = f"{algorithm} accumulate {accumulate} save {saves} val {validations}"
-                print(f"{name:38}" + " ".join(f"{cell or '=':>5}" for cell in cells), flush=True)  # noqa: T201
-    print(f"{wrong} cells differ")  # noqa: T201
+                print(f"{name:38}" + " ".join(f"{cell or '=':>5}" for cell in cells), flush=True)
+    print(f"{wrong} cells differ")
     return wrong
 
 

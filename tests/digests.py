@@ -1,8 +1,8 @@
 """What runs compute and what rows become, as digests: two tables are equal where nothing has changed.
 
-python scripts/digests.py runs OUT.json [CELL ...]      # small runs of every algorithm, in many ways
-python scripts/digests.py rows OUT.json                 # the tokens of every kind of data
-python scripts/digests.py compare BEFORE.json AFTER.json
+python -m tests.digests runs OUT.json [CELL ...]      # small runs of every algorithm, in many ways
+python -m tests.digests rows OUT.json                 # the tokens of every kind of data
+python -m tests.digests compare BEFORE.json AFTER.json
 """
 
 import argparse
@@ -22,39 +22,14 @@ from typing import Any
 
 from lightning import Callback
 
+from tests.cutting import ALGORITHMS, is_timing
+
 ROOT = Path(__file__).resolve().parents[1]
 KILLED = 9
 
-GENERATED = ["data.path.num_validation=4", "data.val_batch_size=4", "algo.sampling.max_new_tokens=8"]
-PROMPTS = [*GENERATED, "data.path.num_prompts=10", "data.batch_size=4", "algo.val_samples=2"]
-PAIRS = ["data.path.num_pairs=20", "data.batch_size=8", "data.path.num_validation=4", "data.val_batch_size=4"]
-VALIDATED = [
-    *("data.val_prompts.path.num_validation=4", "data.val_prompts.val_batch_size=4"),
-    *("algo.sampling.max_new_tokens=8", "algo.val_samples=2"),
-]
 SHARED = ["logger=csv", "trainer.max_steps=7", "val_every_steps=3", "callbacks.last_checkpoint.every_n_train_steps=2"]
 SHARED += ["trainer.accumulate_grad_batches=2"]
 
-# An epoch has three rollouts or three optimiser steps.
-ALGORITHMS: dict[str, list[str]] = {
-    "grpo": [
-        "algo=grpo",
-        *PROMPTS,
-        "algo.group_size=2",
-        "algo.num_minibatches=2",
-        "algo.kl_coef=0.05",
-        "algo.scale=none",
-    ],
-    "ppo": ["algo=ppo", *PROMPTS, "algo.group_size=2", "algo.num_epochs=2", "algo.kl_target=0.5", "algo.target_kl=0.5"],
-    "rloo": ["algo=rloo", *PROMPTS, "algo.group_size=2"],
-    "reinforce_pp": ["algo=reinforce_pp", *PROMPTS, "algo.num_minibatches=2"],
-    "sft": [
-        *("algo=sft", "data.path.num_demonstrations=20", "data.batch_size=8", "data.path.num_validation=4"),
-        *("data.val_batch_size=4", *VALIDATED),
-    ],
-    "reward_model": ["algo=reward_model", *PAIRS],
-    "dpo": ["algo=dpo", *PAIRS, *VALIDATED],
-}
 TWO = ["trainer.devices=2", "trainer.accelerator=cpu"]
 WAYS = {
     "one": [],
@@ -121,7 +96,7 @@ def train(folder: Path, options: Iterable[str], *, status: int = 0) -> None:
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}",
+        "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *options],
@@ -140,7 +115,7 @@ def run_cell(name: str, options: list[str], folder: Path) -> dict[str, str]:
         train(folder, [*filled, place])
         return {f"{stage}/{k}": v for stage in ("sft", "rm", "ppo") for k, v in digests(folder / name / stage).items()}
     if name.endswith("-cut"):
-        kill = "+callbacks.kill={_target_: digests.KillAt, step: 3}"
+        kill = "+callbacks.kill={_target_: tests.digests.KillAt, step: 3}"
         train(folder, [*SHARED, *filled, place, kill], status=KILLED)
         train(folder, [*SHARED, *filled, f"ckpt_path={folder / name}/checkpoints/last.ckpt"])
     else:
@@ -152,9 +127,7 @@ def digests(folder: Path) -> dict[str, str]:
     """Of all that a run leaves, without what the clock says."""
     summary = json.loads((folder / "summary.json").read_text())
     with (folder / "metrics.csv").open() as file:
-        rows = [
-            {k: v for k, v in row.items() if not k.startswith(("time/", "throughput/"))} for row in csv.DictReader(file)
-        ]
+        rows = [{k: v for k, v in row.items() if not is_timing(k)} for row in csv.DictReader(file)]
     found = {"weights": summary["weights_sha256"][:16], "metrics.csv": sha256(json.dumps(rows))}
     files = [
         folder / "completions.jsonl",
