@@ -326,6 +326,6 @@ class LanguageModelModule(TrainingModule):
 def _fill_in_frozen(module: LanguageModelModule, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Leave what is frozen as it is, where a checkpoint has the adapter alone."""
     frozen = module._frozen_names()
-    own = {name: tensor for name, tensor in module.state_dict().items() if name in frozen}
-    for name, tensor in own.items():
-        state_dict.setdefault(f"{prefix}{name}", tensor)
+    for name, tensor in module.state_dict().items():
+        if name in frozen:
+            state_dict.setdefault(f"{prefix}{name}", tensor)

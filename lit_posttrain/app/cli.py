@@ -27,12 +27,11 @@ from lit_posttrain.app.lifeline import (
     end_with_the_launcher,
     end_with_the_pipeline,
     ended_at_once,
+    say_end,
 )
 from lit_posttrain.app.other_words import check_flags
 from lit_posttrain.app.run_folder import folder_of_job, release_folders
 from lit_posttrain.app.stage_options import gather_stage_options, quote
-
-INTERRUPTED = 128 + signal.SIGINT
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lit_posttrain.conf", config_name="train")
@@ -123,10 +122,9 @@ def _end(stop: KeyboardInterrupt | SystemExit) -> NoReturn:
     terminated = type(stop) is not SystemExit or stop.code == TERMINATED  # Lightning's SIGTERMException has no status
     if not interrupted and not terminated:
         raise stop
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        word = "interrupted" if interrupted else "terminated"
-        print(f"\n{word}{_last_note(stop) or ''}", file=sys.stderr)  # noqa: T201
-    sys.exit(INTERRUPTED if interrupted else TERMINATED)
+    number = signal.SIGINT if interrupted else signal.SIGTERM
+    say_end(number, _last_note(stop) or "")
+    sys.exit(128 + number)
 
 
 def _keep_traceback(error: Exception) -> None:

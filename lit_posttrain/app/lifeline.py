@@ -52,9 +52,7 @@ def ended_at_once(way_on: str) -> Iterator[None]:
     """
 
     def end(number: int, frame: FrameType | None) -> None:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            word = "interrupted" if number == signal.SIGINT else "terminated"
-            print(f"\n{word}{way_on}", file=sys.stderr, flush=True)  # noqa: T201
+        say_end(number, way_on)
         os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():  # which alone may have handlers
@@ -66,6 +64,13 @@ def ended_at_once(way_on: str) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def say_end(number: int, way_on: str) -> None:
+    """One sentence, by the first process, on being ended by this signal and on how to go on."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        word = "interrupted" if number == signal.SIGINT else "terminated"
+        print(f"\n{word}{way_on}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _watch_signals(pipe: int) -> None:

@@ -71,7 +71,7 @@ ROWS = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in PAI
 JUDGED = [{**row, "label": i % 3 > 0} for i, row in enumerate(ROWS)]
 # The first of two ranks puts two of its three rows in one sequence, the second has none that fit together.
 UNEVEN = [{"prompt": "c1 ", "completion": "c2 " * count} for count in (1, 1, 2, 7, 8)]
-DEALT_OUT = ("llama", "gemma2", "opt_350m")
+DEALT_OUT = ("gpt2", "llama", "gemma2", "gpt_neox", "opt_350m")
 
 
 class Recorder(StepRecorder):

@@ -159,7 +159,6 @@ def test_two_processes_end_together(start, moment):
         assert [path.name for path in run.last.parent.iterdir() if path.name not in ("last.ckpt", "best.ckpt")] == []
 
 
-@LONGER
 def test_a_new_checkpoint_of_the_last_step(start):
     """Of a run that saves seldom; on one process in the middle of a rollout."""
     run = start("callbacks.last_checkpoint.every_n_train_steps=100000", reward="sleeps")
@@ -169,6 +168,7 @@ def test_a_new_checkpoint_of_the_last_step(start):
     # the validation before training scores once, a rollout of one optimiser step once
     assert run.step() == 5
     assert list(run.last.parent.iterdir()) == [run.last]
+    assert f"terminated; go on with `python {TRAIN} ckpt_path={run.last}`" in run.said()
 
 
 @LONGER
