@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lit_posttrain.models.policy import Policy
+from lit_posttrain.models.networks.policy import Policy
 
 # On a CPU the peak is that of the process. By default glibc keeps freed blocks below 32 MB for itself, so that the peak
 # tells how the heap is fragmented; with this it gives back every block above 1 MB, and the peak tells what was alive.

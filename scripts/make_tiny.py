@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from lit_posttrain import SFT, InstructDataModule
-from lit_posttrain.models.fingerprint import weights_sha256
 from lit_posttrain.models.loading import BUILT_IN
+from lit_posttrain.models.weights import weights_sha256
 from lit_posttrain.tasks.gridworld import DemonstrationGenerator, vocabulary
 
 CONTEXT = 128

@@ -22,7 +22,7 @@ from lightning import Trainer
 from omegaconf import DictConfig
 
 from lit_posttrain.app.run import run
-from lit_posttrain.models.fingerprint import tensors_sha256
+from lit_posttrain.models.weights import tensors_sha256
 from tests.composing import compose_train
 
 GENERATED = ["data.path.num_validation=4", "data.val_batch_size=4", "algo.sampling.max_new_tokens=8"]

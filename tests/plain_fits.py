@@ -25,7 +25,7 @@ from lit_posttrain import (
     RewardModel,
     Sampling,
 )
-from lit_posttrain.models.fingerprint import tensors_sha256
+from lit_posttrain.models.weights import tensors_sha256
 
 WORDS = [f"w{i}" for i in range(38)]
 PROMPTS = [{"prompt": " ".join(WORDS[(i * 7 + j) % 38] for j in range(1 + i % 5))} for i in range(10)]

@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 
 from lit_posttrain.algos.policy_gradient import PolicyGradientModule
 from lit_posttrain.batching import Rollout, in_batches
-from lit_posttrain.models.policy import TokenStatistics
-from lit_posttrain.models.reward_network import check_reward_model
+from lit_posttrain.models.networks.policy import TokenStatistics
+from lit_posttrain.models.networks.reward import check_reward_model
+from lit_posttrain.models.networks.value import ValueHead, ValueNetwork, check_same_tokens, value_head_of
 from lit_posttrain.models.sharding import total_norm
-from lit_posttrain.models.value_network import ValueHead, ValueNetwork, check_same_tokens, value_head_of
 
 log = logging.getLogger(__name__)
 

@@ -9,17 +9,17 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from lit_posttrain.algos.experience import Experience, PromptRow, check_prompt_lengths, check_rows, collect
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicyModule, PolicySource
-from lit_posttrain.algos.validation_scores import ValidationScores
 from lit_posttrain.batching import stable_hash
 from lit_posttrain.data.prompts import PromptDataModule
-from lit_posttrain.models.context import context_length
+from lit_posttrain.functional.random import sample_keys
+from lit_posttrain.models.folders import context_length
 from lit_posttrain.models.sharding import gather, release
 from lit_posttrain.rewards.loading import load_function
 from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
-from lit_posttrain.rollout.counter_rng import sample_keys
+from lit_posttrain.rollout.experience import Experience, PromptRow, check_prompt_lengths, check_rows, collect
 from lit_posttrain.rollout.sampling import Sampling
+from lit_posttrain.rollout.validation_scores import ValidationScores
 
 VALIDATION_SEED = 0
 

@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
-from lit_posttrain.algos.means import Means
 from lit_posttrain.algos.policy_module import PolicySource
 from lit_posttrain.algos.preference_objectives import PreferenceObjective, find_objective, used_numbers
 from lit_posttrain.algos.reference_table import ReferenceTable
 from lit_posttrain.algos.supervised_module import SupervisedModule
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.batching import StepPart, SupervisedBatch, TwinBatch
+from lit_posttrain.batching.ranks import Means
 from lit_posttrain.functional import aggregate, sequence_logprobs
-from lit_posttrain.models.reference import Reference
+from lit_posttrain.models.networks.reference import Reference
 from lit_posttrain.rollout.sampling import Sampling
 
 WARMUP = 0.1  # of all steps

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from lit_posttrain.algos.choices import Clipping, Ratio, check_choices, check_clip_range
 from lit_posttrain.algos.policy_gradient import PolicyGradientModule
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
-from lit_posttrain.algos.samples import Judged
 from lit_posttrain.batching import Rollout
 from lit_posttrain.functional import (
     AdvantageScale,
@@ -29,6 +28,7 @@ from lit_posttrain.functional import (
     sequence_log_ratio,
 )
 from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
+from lit_posttrain.rollout.samples import Judged
 from lit_posttrain.rollout.sampling import Sampling
 
 

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_posttrain.algos.sharded_strategy import sharding_mesh
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler, TrainingModule
 from lit_posttrain.batching import PassLoader, ReplayedPasses
 from lit_posttrain.data.step_loader import FixedLoader, StepLoader
 from lit_posttrain.data.supervised import SupervisedDataModule
-from lit_posttrain.models.context import context_length
+from lit_posttrain.models.folders import context_length
 from lit_posttrain.models.loading import Pretrained, as_pretrained
 from lit_posttrain.models.lora import as_adapter
-from lit_posttrain.models.packing import PacksRows
-from lit_posttrain.models.sharding import full_state_dict, shard, sharded_like
+from lit_posttrain.models.networks.layout import PacksRows
+from lit_posttrain.models.sharding import full_state_dict, shard, sharded_like, sharding_mesh
 from lit_posttrain.models.tokenizers import check_tokenizer
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lit_posttrain.algos.rollout_module import RolloutModule
 from lit_posttrain.batching import MicroBatch
 from lit_posttrain.data.prompt_loader import PromptLoader
+from lit_posttrain.modules.attachment import without_repeats
 from lit_posttrain.rollout.loader import RolloutLoader
-from lit_posttrain.rollout.unrepeated import without_repeats
 
 # Shown in the progress bar: the loss of a policy gradient is no measure of progress.
 PROGRESS_BAR = ("reward/mean", "rollout/length_mean", "policy/kl_ref")

@@ -4,11 +4,11 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from lit_posttrain.algos.experience import Experience
 from lit_posttrain.algos.online import OnlineModule
 from lit_posttrain.batching import MicroBatch, Rollout
 from lit_posttrain.functional import Aggregation, KLEstimator, PolicyLoss, aggregate, kl_estimate, normalizer
-from lit_posttrain.models.policy import TokenStatistics
+from lit_posttrain.models.networks.policy import TokenStatistics
+from lit_posttrain.rollout.experience import Experience
 
 
 class PolicyGradientModule(OnlineModule):

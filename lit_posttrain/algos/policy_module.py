@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_posttrain.algos.language_model_module import LanguageModelModule, ModelSource
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.models.export import export_folder
-from lit_posttrain.models.policy import Policy
-from lit_posttrain.models.reference import AdapterReference, FrozenReference, Reference
+from lit_posttrain.models.networks.policy import Policy
+from lit_posttrain.models.networks.reference import AdapterReference, FrozenReference, Reference
 from lit_posttrain.models.sharding import full_state_dict, release
 
 PolicySource = ModelSource

@@ -16,10 +16,8 @@ from transformers import PreTrainedTokenizerBase, get_linear_schedule_with_warmu
 
 from lit_posttrain.algos.actor_critic import ActorCriticModule, CriticSource
 from lit_posttrain.algos.choices import MissingEOS, check_choices, check_clip_range
-from lit_posttrain.algos.experience import PromptRow
 from lit_posttrain.algos.kl_control import KLControl
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
-from lit_posttrain.algos.samples import Judged
 from lit_posttrain.batching import MicroBatch, PlannedRollout, Rollout
 from lit_posttrain.functional import (
     KLEstimator,
@@ -31,8 +29,10 @@ from lit_posttrain.functional import (
     gae,
     kl_estimate,
 )
-from lit_posttrain.models.policy import TokenStatistics
+from lit_posttrain.models.networks.policy import TokenStatistics
 from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
+from lit_posttrain.rollout.experience import PromptRow
+from lit_posttrain.rollout.samples import Judged
 from lit_posttrain.rollout.sampling import Sampling
 
 

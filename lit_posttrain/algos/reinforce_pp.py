@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from lit_posttrain.algos.choices import RewardBaseline, check_choices, check_clip_range
 from lit_posttrain.algos.policy_gradient import PolicyGradientModule
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
-from lit_posttrain.algos.samples import Judged
 from lit_posttrain.batching import Rollout
 from lit_posttrain.functional import PolicyLoss, clipped_policy_loss, group_advantages, kl_estimate, reward_to_go
 from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
+from lit_posttrain.rollout.samples import Judged
 from lit_posttrain.rollout.sampling import Sampling
 
 

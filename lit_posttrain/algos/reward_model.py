@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.algos.choices import ScoreNormalization, check_choices
-from lit_posttrain.algos.experience import evaluation_mode
 from lit_posttrain.algos.language_model_module import UNAVERAGED, LanguageModelModule, ModelSource
 from lit_posttrain.algos.supervised_defaults import supervised_adamw, warmup_cosine
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
@@ -22,9 +21,10 @@ from lit_posttrain.data.step_loader import StepLoader
 from lit_posttrain.functional import bradley_terry_loss, calibration_error, correlation, pair_accuracy
 from lit_posttrain.models.export import export_folder
 from lit_posttrain.models.loading import Pretrained
-from lit_posttrain.models.reward_network import RewardNetwork, classifier_config
+from lit_posttrain.models.networks.reward import RewardNetwork, classifier_config
 from lit_posttrain.models.sharding import full_state_dict
 from lit_posttrain.models.tokenizers import with_own_pad_token
+from lit_posttrain.rollout.experience import evaluation_mode
 
 
 class RewardModel(LanguageModelModule):

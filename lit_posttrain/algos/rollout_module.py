@@ -12,19 +12,19 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedTokenizerBase
 
 from lit_posttrain.algos.completing_module import CompletingModule
-from lit_posttrain.algos.experience import Experience, PromptRow, check_rows, evaluation_mode
 from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
-from lit_posttrain.algos.rollout_metrics import RolloutRecord, rollout_metrics
-from lit_posttrain.algos.samples import Judged, Samples, first_with_spread
-from lit_posttrain.algos.signal_watch import SignalWatch
 from lit_posttrain.batching import PlannedRollout, Rollout, in_batches, plan_steps, stable_hash
-from lit_posttrain.models.finite import NonFiniteError
-from lit_posttrain.models.policy import TokenStatistics
-from lit_posttrain.models.reference import Reference
+from lit_posttrain.models.networks.policy import TokenStatistics
+from lit_posttrain.models.networks.reference import Reference
 from lit_posttrain.models.sharding import whole
 from lit_posttrain.models.tokenizers import pad_token_id
+from lit_posttrain.models.weights import NonFiniteError
 from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions, Scores
+from lit_posttrain.rollout.experience import Experience, PromptRow, check_rows, evaluation_mode
+from lit_posttrain.rollout.metrics import RolloutRecord, rollout_metrics
+from lit_posttrain.rollout.samples import Judged, Samples, first_with_spread
 from lit_posttrain.rollout.sampling import Sampling
+from lit_posttrain.rollout.signal_watch import SignalWatch
 
 # A prompt's random numbers are keyed by rollout, prompt batch in the rollout (8 bits) and place in that batch (24).
 PLACE_BITS = 24

@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lit_posttrain.algos.means import Means
 from lit_posttrain.algos.policy_module import PolicySource
 from lit_posttrain.algos.supervised_defaults import supervised_adamw, warmup_cosine
 from lit_posttrain.algos.supervised_module import SupervisedModule
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.batching import StepPart, SupervisedBatch
+from lit_posttrain.batching.ranks import Means
 from lit_posttrain.functional import aggregate
 from lit_posttrain.rollout.sampling import Sampling
 

@@ -8,11 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_posttrain.algos.completing_module import CompletingModule
-from lit_posttrain.algos.experience import PromptRow
 from lit_posttrain.algos.policy_module import PolicySource
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.batching import StepPart
 from lit_posttrain.data.supervised import SupervisedDataModule
+from lit_posttrain.rollout.experience import PromptRow
 from lit_posttrain.rollout.sampling import Sampling
 
 

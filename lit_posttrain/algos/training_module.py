@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler
 
-from lit_posttrain.algos.attachment import attach_training_loader, detach_training_loader
-from lit_posttrain.algos.exact_resume import ExactResume
 from lit_posttrain.algos.gradients import parameters_by_name, unscale
-from lit_posttrain.algos.standing import refuse_callbacks
-from lit_posttrain.algos.step_statistics import StepStatistics
 from lit_posttrain.batching import PassLoader
+from lit_posttrain.batching.ranks import StepStatistics
 from lit_posttrain.functional.accumulation import moved
-from lit_posttrain.models.finite import NonFiniteError, check_weights, named, non_finite
 from lit_posttrain.models.sharding import begin_states, total_norm
+from lit_posttrain.models.weights import NonFiniteError, check_weights, named, non_finite
+from lit_posttrain.modules.attachment import attach_training_loader, detach_training_loader
+from lit_posttrain.modules.exact_resume import ExactResume
+from lit_posttrain.modules.standing import refuse_callbacks
 
 MakeOptimizer = Callable[[Iterable[Any]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]

@@ -14,7 +14,7 @@ from lit_posttrain.algos.language_model_module import LanguageModelModule
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
 from lit_posttrain.callbacks.progress import Progress
 from lit_posttrain.callbacks.run_clock import RunClock
-from lit_posttrain.models.fingerprint import tensors_sha256
+from lit_posttrain.models.weights import tensors_sha256
 
 PACKAGES = ("lit-posttrain", "torch", "lightning", "transformers", "hydra-core")
 

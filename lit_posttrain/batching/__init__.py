@@ -1,11 +1,9 @@
 """Batch types, padding, and the planning of optimiser steps into micro-batches."""
 
-from lit_posttrain.batching.dealing import in_prompt_order
 from lit_posttrain.batching.digest import digest_of, stable_hash
 from lit_posttrain.batching.packing import first_fit_decreasing
 from lit_posttrain.batching.passes import PassLoader, Place
-from lit_posttrain.batching.planned import PlannedRollout
-from lit_posttrain.batching.planning import in_batches, plan_steps
+from lit_posttrain.batching.plan import PlannedRollout, in_batches, in_prompt_order, plan_steps
 from lit_posttrain.batching.replayed import ReplayedPasses
 from lit_posttrain.batching.supervised import (
     EncodedPair,

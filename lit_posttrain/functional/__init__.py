@@ -7,25 +7,16 @@ True counts. Losses come back per token, [B, C], or per preference pair, [B]; `a
 from lit_posttrain.functional.advantages import (
     AdvantageScale,
     Baseline,
+    gae,
     group_advantages,
     has_spread,
     overlong_penalty,
     reward_to_go,
 )
 from lit_posttrain.functional.aggregation import Aggregation, aggregate, normalizer
-from lit_posttrain.functional.anchored_losses import (
-    apo_down_loss,
-    apo_zero_loss,
-    kto_loss,
-    nca_loss,
-    sppo_loss,
-)
-from lit_posttrain.functional.gae import gae
-from lit_posttrain.functional.kl import KLEstimator, KLGradient, kl_estimate, kl_penalty
-from lit_posttrain.functional.kl_control import adapted_kl_coef
+from lit_posttrain.functional.kl import KLEstimator, KLGradient, adapted_kl_coef, kl_estimate, kl_penalty
 from lit_posttrain.functional.logprobs import sequence_logprobs, token_entropy, token_logprobs
 from lit_posttrain.functional.masking import masked_mean, masked_var, whiten
-from lit_posttrain.functional.pass_at_k import pass_at_k
 from lit_posttrain.functional.policy_losses import (
     PolicyLoss,
     cispo_loss,
@@ -33,9 +24,20 @@ from lit_posttrain.functional.policy_losses import (
     importance_weights,
     sequence_log_ratio,
 )
-from lit_posttrain.functional.preference_losses import dpo_loss, hinge_loss, ipo_loss, robust_dpo_loss
-from lit_posttrain.functional.ranking import calibration_error, correlation, pair_accuracy
-from lit_posttrain.functional.reference_free_losses import odds_ratio_loss, simpo_loss
+from lit_posttrain.functional.preference_losses import (
+    apo_down_loss,
+    apo_zero_loss,
+    dpo_loss,
+    hinge_loss,
+    ipo_loss,
+    kto_loss,
+    nca_loss,
+    odds_ratio_loss,
+    robust_dpo_loss,
+    simpo_loss,
+    sppo_loss,
+)
+from lit_posttrain.functional.ranking import calibration_error, correlation, pair_accuracy, pass_at_k
 from lit_posttrain.functional.reward_losses import bradley_terry_loss
 from lit_posttrain.functional.value_losses import ValueLoss, clipped_value_loss, explained_variance
 

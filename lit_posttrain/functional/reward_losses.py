@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from lit_posttrain.functional.pairs import as_pair, check_not_negative, upcast
+from lit_posttrain.functional.preference_losses import as_pair, check_not_negative, upcast
 
 
 def bradley_terry_loss(

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from lit_posttrain.models.drawing import drawn_on_cpu
 from lit_posttrain.models.folders import check_finite, read_tokenizer
 from lit_posttrain.models.lora import ADAPTER_FILE
+from lit_posttrain.models.weights import drawn_on_cpu
 
 log = logging.getLogger(__name__)
 

@@ -102,8 +102,8 @@ class Pretrained:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from lit_posttrain.models.drawing import drawn_on_cpu
         from lit_posttrain.models.folders import read_model
+        from lit_posttrain.models.weights import drawn_on_cpu
 
         folder, local = self._base_folder()
         if self.random_init:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -140,3 +141,31 @@ def _part_of(tensor: Any, own: Any) -> Any:
         return tensor
     # every process has the whole tensor: nothing has to be sent
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+
+
+WAY_OUT = (
+    "use FSDP2: `trainer=fsdp`, in Python "
+    "`Trainer(strategy=ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1))`"
+)
+
+
+def sharding_mesh(strategy: Strategy) -> DeviceMesh | None:
+    """The processes that a strategy deals weights out to, None where each of them has all weights.
+
+    Raises:
+        ValueError: if the strategy is FSDP1, or splits layers.
+    """
+    if isinstance(strategy, FSDPStrategy):
+        raise ValueError(
+            "the strategy `fsdp` of Lightning is FSDP1, whose weights cannot be made whole while completions are "
+            f"sampled: {WAY_OUT}."
+        )
+    if not isinstance(strategy, ModelParallelStrategy):
+        return None
+    layers = strategy.device_mesh["tensor_parallel"].size()
+    if layers > 1:
+        raise ValueError(
+            f"`ModelParallelStrategy` was given `tensor_parallel_size={layers}` (all devices of a node unless said "
+            f"otherwise); splitting layers is not supported: {WAY_OUT}."
+        )
+    return strategy.device_mesh["data_parallel"]

@@ -13,7 +13,7 @@ from lit_posttrain.rewards.protocol import RewardFunctions
 
 if TYPE_CHECKING:
     from lit_posttrain.data.encoder import Encoder
-    from lit_posttrain.models.reward_network import RewardNetwork
+    from lit_posttrain.models.networks.reward import RewardNetwork
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -37,7 +37,7 @@ class LearnedReward:
     """
 
     def __init__(self, path: str, *, batch_size: int = 64, dtype: str = "float32", device: str | None = None) -> None:
-        from lit_posttrain.models.reward_network import check_reward_model
+        from lit_posttrain.models.networks.reward import check_reward_model
 
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be >= 1, got {batch_size}: it counts sequences.")
@@ -63,7 +63,7 @@ class LearnedReward:
         """
         if not completions:
             return []
-        from lit_posttrain.models.context import context_length
+        from lit_posttrain.models.folders import context_length
 
         network, encoder = self._load()
         rows = [encoder.encode(prompt, text)[0] for prompt, text in zip(prompts, completions, strict=True)]
@@ -88,7 +88,7 @@ class LearnedReward:
 
     def _load(self) -> tuple[RewardNetwork, Encoder]:
         from lit_posttrain.data.encoder import Encoder
-        from lit_posttrain.models.reward_network import RewardNetwork
+        from lit_posttrain.models.networks.reward import RewardNetwork
 
         if self._network is None or self._encoder is None:
             device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")

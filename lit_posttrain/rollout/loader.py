@@ -2,16 +2,114 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from lightning import Trainer
 
 from lit_posttrain.batching import MicroBatch, PassLoader, PlannedRollout, ReplayedPasses
 from lit_posttrain.batching.passes import Passes
-from lit_posttrain.rollout.prompt_passes import PromptPasses, StartsAnywhere
-from lit_posttrain.rollout.side_stream import SideStream
 
 PromptBatch = list[dict[str, Any]]
+
+
+@runtime_checkable
+class StartsAnywhere(Protocol):
+    """A prompt loader that can begin a pass at a given batch without making those before it."""
+
+    def __len__(self) -> int:
+        """Batches in a pass."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of the next pass."""
+
+    def batches(self, start: int) -> Iterator[PromptBatch]:
+        """The batches of the current pass from number `start` on."""
+
+    def identity(self) -> dict[str, Any]:
+        """What contents and order of the batches depend on, as plain values by the names of arguments."""
+
+
+class PromptPasses:
+    """The passes over such a loader.
+
+    Args:
+        prompts: the loader.
+    """
+
+    def __init__(self, prompts: StartsAnywhere) -> None:
+        self._prompts = prompts
+
+    @property
+    def num_batches(self) -> int:
+        """Batches of a pass."""
+        return len(self._prompts)
+
+    def batches(self, epoch: int, start: int) -> Iterator[PromptBatch]:
+        """The batches of a pass from number `start` on."""
+        self._prompts.set_epoch(epoch)
+        return self._prompts.batches(start)
+
+    def batches_aside(self, epoch: int, start: int) -> Iterator[PromptBatch]:
+        """The same of a pass beside the ones that are counted: passes do not disturb one another."""
+        return self.batches(epoch, start)
+
+    def identity(self) -> dict[str, Any]:
+        """That of the prompts."""
+        return self._prompts.identity()
+
+    def state_dict(self, epoch: int, count: int) -> dict[str, Any]:
+        """Nothing: the identity says all."""
+        return {}
+
+    def compare(self, state: dict[str, Any]) -> bool:
+        """The identity has been compared."""
+        return True
+
+
+SIDE_EPOCHS = 1 << 20  # numbers of passes that the training order never reaches
+
+
+class SideStream:
+    """An endless stream of prompt batches: pass after pass over the training prompts, in orders of their own.
+
+    Args:
+        open_pass: the batches of a pass from a position on: (epoch, position) to an iterator.
+
+    Attributes:
+        place: pass and position of the next batch; set it to go on from there.
+    """
+
+    def __init__(self, open_pass: Callable[[int, int], Iterator[list[dict[str, Any]]]]) -> None:
+        self._open_pass = open_pass
+        self._place = (0, 0)
+        self._batches: Iterator[list[dict[str, Any]]] | None = None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Pass and position of the next batch."""
+        return self._place
+
+    @place.setter
+    def place(self, place: tuple[int, int]) -> None:
+        if place != self._place:
+            self._place, self._batches = place, None
+
+    def __call__(self) -> list[dict[str, Any]]:
+        """The next batch, this rank's part of it.
+
+        Raises:
+            ValueError: if a pass has no batch.
+        """
+        for _ in range(2):
+            epoch, position = self._place
+            if self._batches is None:
+                self._batches = self._open_pass(SIDE_EPOCHS + epoch, position)
+            rows = next(self._batches, None)
+            if rows is not None:
+                self._place = (epoch, position + 1)
+                return rows
+            self._place, self._batches = (epoch + 1, 0), None
+        raise ValueError("there are no prompts to sample more groups from: the training prompt loader is empty.")
 
 
 class RolloutMaker(Protocol):

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lit_posttrain.batching import TokenBatch, lengths_to_mask, pad_left
-from lit_posttrain.rollout.counter_rng import uniforms
+from lit_posttrain.functional.random import uniforms
 from lit_posttrain.rollout.sampling import Sampling, pick_tokens
 
 # Finished rows leave the batch once they are this share of it: every departure copies the cache.

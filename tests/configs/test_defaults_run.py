@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_posttrain.app.run import run
 from lit_posttrain.models.loading import Pretrained
-from lit_posttrain.models.reward_network import RewardNetwork
+from lit_posttrain.models.networks.reward import RewardNetwork
 from tests.composing import choices, compose_train
 
 ONLINE = ("grpo", "ppo", "rloo", "reinforce_pp")

@@ -8,7 +8,7 @@ from transformers import AutoConfig
 from lit_posttrain import GRPO, RewardModel
 from lit_posttrain.app import pipeline
 from lit_posttrain.models.loading import Pretrained
-from lit_posttrain.models.reward_network import check_reward_model
+from lit_posttrain.models.networks.reward import check_reward_model
 
 FEW = [
     "stage.sft.data.path.num_demonstrations=8",

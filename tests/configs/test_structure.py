@@ -21,6 +21,7 @@ ALL = {
     "data",
     "rewards",
     "rollout",
+    "modules",
     "algos",
     "callbacks",
     "reports",
@@ -36,7 +37,8 @@ MAY_IMPORT = {
     "models": {"files", "functional"},
     "data": {"batching", "tasks", "models"},
     "rewards": {"tasks", "models", "batching", "data"},  # a learned reward reads text as its training did
-    "rollout": {"functional", "batching", "models", "rewards"},
+    "rollout": {"functional", "batching", "models", "data", "rewards"},
+    "modules": ALL - {"app", "callbacks", "reports", "algos"},
     "algos": ALL - {"app", "callbacks", "reports"},
     "callbacks": {"batching", "files"},
     "reports": {"files"},

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from lit_posttrain.algos.dpo import DPO
 from lit_posttrain.algos.grpo import GRPO
 from lit_posttrain.app.checks import check_config
-from lit_posttrain.models.reward_network import RewardNetwork
+from lit_posttrain.models.networks.reward import RewardNetwork
 from tests.composing import CONF, choices, compose_train
 from tests.conftest import VOCAB
 

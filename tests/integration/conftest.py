@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import ConstantLR
 
 from lit_posttrain import GRPO, PromptDataModule, Sampling
 from lit_posttrain.algos.policy_gradient import PolicyGradientModule
-from lit_posttrain.models.packing import PacksRows
+from lit_posttrain.models.networks.layout import PacksRows
 from tests.integration.recording import StepRecorder
 
 PROMPTS = [{"prompt": " ".join(f"w{(i * 7 + j) % 38}" for j in range(1 + i % 5)), "wanted": f"w{i}"} for i in range(12)]

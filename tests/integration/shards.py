@@ -37,13 +37,13 @@ from lit_posttrain import (
     RewardModel,
     Sampling,
 )
-from lit_posttrain.algos.experience import evaluation_mode
 from lit_posttrain.app.run import run
 from lit_posttrain.callbacks.completions import CompletionsFile
-from lit_posttrain.models.policy import Policy
+from lit_posttrain.functional.random import sample_keys
+from lit_posttrain.models.networks.policy import Policy
 from lit_posttrain.models.sharding import full_state_dict, release, shard, total_norm
 from lit_posttrain.models.sharding import whole as whole_weights
-from lit_posttrain.rollout.counter_rng import sample_keys
+from lit_posttrain.rollout.experience import evaluation_mode
 from lit_posttrain.rollout.sampler import sample_completions
 from tests.composing import compose_train
 from tests.conftest import EOS, _config

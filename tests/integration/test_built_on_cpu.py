@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lit_posttrain import DPO, GRPO, PPO, SFT, Lora, Pretrained, RewardModel
-from lit_posttrain.models.fingerprint import tensors_sha256
-from lit_posttrain.models.reward_network import RewardNetwork
+from lit_posttrain.models.networks.reward import RewardNetwork
+from lit_posttrain.models.weights import tensors_sha256
 from lit_posttrain.rewards.model import LearnedReward
 from tests.conftest import VOCAB
 from tests.integration.conftest import counts_even_words

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ConstantLR
 from lit_posttrain import DPO, GRPO, PPO, SFT, InstructDataModule, PreferenceDataModule, PromptDataModule, Sampling
 from lit_posttrain.algos.reward_model import RewardModel
 from lit_posttrain.algos.training_module import TrainingModule
-from lit_posttrain.models.fingerprint import tensors_sha256
+from lit_posttrain.models.weights import tensors_sha256
 from tests.integration.conftest import PROMPTS, counts_even_words
 from tests.integration.test_dpo import PAIRS
 from tests.integration.test_sft import ROWS

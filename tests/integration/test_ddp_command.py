@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from lit_posttrain.app.run import run
-from lit_posttrain.models.fingerprint import weights_sha256
+from lit_posttrain.models.weights import weights_sha256
 from tests.composing import compose_train
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import ConstantLR
 
 from lit_posttrain import DPO, InstructDataModule, PreferenceDataModule
 from lit_posttrain.algos.sft import SFT
-from lit_posttrain.models.fingerprint import weights_sha256
+from lit_posttrain.models.weights import weights_sha256
 from tests.integration.recording import StepRecorder
 
 SGD = partial(torch.optim.SGD, lr=0.02)

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from torch.utils.data import DataLoader, IterableDataset
 
 import tests.integration.conftest as world
-from lit_posttrain.rollout.side_stream import SideStream
+from lit_posttrain.rollout.loader import SideStream
 from tests.integration.conftest import PROMPTS
 from tests.integration.test_resume import keep_every
 

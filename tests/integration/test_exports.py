@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_posttrain import GRPO, SFT, Lora, Pretrained, RewardModel
 from lit_posttrain.files.whole import NoRoomError
-from lit_posttrain.models.fingerprint import weights_sha256
+from lit_posttrain.models.weights import weights_sha256
 from tests.small_files import files_of_at_most
 
 MODULES = {

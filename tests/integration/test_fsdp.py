@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_posttrain.models.fingerprint import tensors_sha256, weights_sha256
+from lit_posttrain.models.weights import tensors_sha256, weights_sha256
 from tests.integration import ranks, shards
 from tests.integration.test_ddp import assert_equal_gradients, completions, measured, result
 from tests.integration.two_ranks import run_two_ranks

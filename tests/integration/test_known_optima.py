@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2Model
 
 from lit_posttrain import GRPO, PPO, RLOO, ReinforcePlusPlus
 from lit_posttrain.functional import explained_variance
-from lit_posttrain.models.value_network import ValueHead, ValueNetwork
+from lit_posttrain.models.networks.value import ValueHead, ValueNetwork
 from tests.integration.tabular_runs import BETA, REFERENCE, REWARDS, TREE, bandit_reward, train, tree_reward
 from tests.tabular import EOS, FIRST_ACTION, PROMPT, make_table, probabilities
 

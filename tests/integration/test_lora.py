@@ -27,7 +27,7 @@ from lit_posttrain import (
     Sampling,
 )
 from lit_posttrain.app.run import run
-from lit_posttrain.models.fingerprint import tensors_sha256, weights_sha256
+from lit_posttrain.models.weights import tensors_sha256, weights_sha256
 from tests.composing import compose_train
 from tests.integration.conftest import PROMPTS, counts_even_words
 from tests.integration.recording import StepRecorder

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.precision import MixedPrecision
 
-from lit_posttrain.models.finite import NonFiniteError, non_finite
+from lit_posttrain.models.weights import NonFiniteError, non_finite
 from tests.cutting import ALGORITHMS, command
 from tests.plain_fits import PlainFit
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 import tests.integration.conftest as world
 from lit_posttrain import PPO, Lora, Pretrained
-from lit_posttrain.models.fingerprint import tensors_sha256
-from lit_posttrain.models.reward_network import RewardNetwork
-from lit_posttrain.models.value_network import ValueHead, ValueNetwork
+from lit_posttrain.models.networks.reward import RewardNetwork
+from lit_posttrain.models.networks.value import ValueHead, ValueNetwork
+from lit_posttrain.models.weights import tensors_sha256
 from tests.conftest import VOCAB
 from tests.integration.conftest import PROMPTS
 from tests.integration.test_resume import FailsOnce, keep_every
@@ -241,7 +241,7 @@ def test_a_policy_that_never_learns_is_told(run_online, caplog):
 
 
 def test_a_shared_critic_needs_hidden_states(make_model, word_tokenizer, monkeypatch):
-    from lit_posttrain.models.head import OutputHead
+    from lit_posttrain.models.networks.head import OutputHead
 
     monkeypatch.setattr(OutputHead, "of", classmethod(lambda cls, model: None))
     module = PPO(make_model("gpt2"), lambda completions: [0.0], tokenizer=word_tokenizer, critic="shared")

@@ -8,7 +8,7 @@ from lightning import Trainer
 from torch.optim.lr_scheduler import ConstantLR
 
 from lit_posttrain import DPO, GRPO, RLOO, SFT, InstructDataModule, PreferenceDataModule, PromptDataModule, Sampling
-from lit_posttrain.models.reward_network import RewardNetwork
+from lit_posttrain.models.networks.reward import RewardNetwork
 from lit_posttrain.rewards.model import LearnedReward
 from tests.conftest import VOCAB
 from tests.integration.conftest import PROMPTS, counts_even_words

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch.optim.lr_scheduler import LinearLR
 from torch.utils.data import DataLoader
 
-from lit_posttrain.models.fingerprint import weights_sha256
+from lit_posttrain.models.weights import weights_sha256
 from tests.integration.conftest import PROMPTS
 
 # 3 rollouts in an epoch of the 12 prompts, 4 optimiser steps in a rollout, 2 micro-batches in a step.

@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_posttrain.models.fingerprint import weights_sha256
+from lit_posttrain.models.weights import weights_sha256
 from tests.cutting import command
 
 TRAIN = str(Path(__file__).resolve().parents[2] / "train.py")

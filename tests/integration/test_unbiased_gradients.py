@@ -8,7 +8,7 @@ import torch
 from lightning import Callback
 
 from lit_posttrain import GRPO, PPO, RLOO
-from lit_posttrain.models.value_network import ValueNetwork
+from lit_posttrain.models.networks.value import ValueNetwork
 from tests.integration.recording import StepRecorder
 from tests.integration.tabular_runs import BETA, REFERENCE, bandit_reward, train, tree_reward
 from tests.tabular import FIRST_ACTION, PROMPT

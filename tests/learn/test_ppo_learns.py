@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lit_posttrain.functional import correlation, explained_variance
+from lit_posttrain.functional.random import sample_keys
 from lit_posttrain.models.tokenizers import pad_token_id
 from lit_posttrain.rewards.gridworld import MOVES_PER_GOAL, step_rewards
-from lit_posttrain.rollout.counter_rng import sample_keys
 from lit_posttrain.rollout.sampler import sample_completions
 from lit_posttrain.rollout.sampling import Sampling
 from lit_posttrain.tasks.grid import Grid

@@ -11,8 +11,8 @@ import torch
 from lightning import Trainer
 
 from lit_posttrain import DPO, SFT, InstructDataModule, PreferenceDataModule, RewardModel
-from lit_posttrain.algos.step_statistics import StepStatistics
 from lit_posttrain.batching import EncodedRow, JudgedRow, StepPart, UnpairedBatch
+from lit_posttrain.batching.ranks import StepStatistics
 from tests.conftest import EOS
 
 trl = pytest.importorskip("trl", reason='TRL is an extra: pip install -e ".[bench]"')

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from lit_posttrain import GRPO, Sampling
-from lit_posttrain.algos.step_statistics import StepStatistics
 from lit_posttrain.batching import MicroBatch, Rollout
-from lit_posttrain.models.policy import Policy
+from lit_posttrain.batching.ranks import StepStatistics
+from lit_posttrain.models.networks.policy import Policy
 
 trl = pytest.importorskip("trl", reason='TRL is an extra: pip install -e ".[bench]"')
 from datasets import Dataset  # noqa: E402

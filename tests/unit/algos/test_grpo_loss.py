@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lit_posttrain import GRPO
-from lit_posttrain.algos.step_statistics import StepStatistics
-from lit_posttrain.models.policy import TokenStatistics
+from lit_posttrain.batching.ranks import StepStatistics
+from lit_posttrain.models.networks.policy import TokenStatistics
 
 LOGPROBS = [[-1.0, -2.0], [-0.5, -1.5]]
 OLD = [[-1.1, -1.2], [-0.9, -1.5]]

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from lit_posttrain.algos.means import Means
+from lit_posttrain.batching.ranks import Means
 
 
 def alone(tensor):

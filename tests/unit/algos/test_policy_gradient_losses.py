@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lit_posttrain import GRPO, RLOO, ReinforcePlusPlus, Sampling
-from lit_posttrain.algos.step_statistics import StepStatistics
 from lit_posttrain.batching import Rollout
+from lit_posttrain.batching.ranks import StepStatistics
 from lit_posttrain.functional import whiten
-from lit_posttrain.models.policy import TokenStatistics
+from lit_posttrain.models.networks.policy import TokenStatistics
 
 LOGPROBS = [[-1.0, -2.0, -0.7], [-0.5, -1.5, 0.0], [-2.2, 0.0, 0.0], [-0.3, -0.9, -1.1]]
 OLD = [[-1.1, -1.2, -0.9], [-0.9, -1.5, 0.0], [-2.0, 0.0, 0.0], [-0.4, -0.8, -1.6]]

@@ -8,9 +8,9 @@ import torch
 
 from lit_posttrain import PPO
 from lit_posttrain.algos.kl_control import KLControl
-from lit_posttrain.algos.samples import Judged
-from lit_posttrain.algos.step_statistics import StepStatistics
-from lit_posttrain.models.policy import TokenStatistics
+from lit_posttrain.batching.ranks import StepStatistics
+from lit_posttrain.models.networks.policy import TokenStatistics
+from lit_posttrain.rollout.samples import Judged
 from tests.unit.algos.test_policy_gradient_losses import LENGTHS, LOGPROBS, OLD, REF, clipped, rollout_of
 
 VALUES = [[0.3, -0.2, 0.5], [0.1, 0.9, 0.0], [-0.4, 0.0, 0.0], [0.6, 0.2, -0.7]]

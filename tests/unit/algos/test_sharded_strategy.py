@@ -3,7 +3,7 @@
 import pytest
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
-from lit_posttrain.algos.sharded_strategy import sharding_mesh
+from lit_posttrain.models.sharding import sharding_mesh
 
 
 def test_fsdp1_is_refused_and_fsdp2_named():

@@ -32,7 +32,7 @@ def test_masks_come_from_lengths_though_the_pad_is_the_eos():
 
 
 def test_a_batch_goes_into_a_policy(make_model):
-    from lit_posttrain.models.policy import Policy
+    from lit_posttrain.models.networks.policy import Policy
 
     batch = SupervisedBatch.collate([LONG, SHORT], pad_id=PAD)
     statistics = Policy(make_model("gpt2"))(**batch.model_inputs())

@@ -9,9 +9,9 @@ from lightning import Callback
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, OnExceptionCheckpoint
 
-from lit_posttrain.algos.exact_resume import ExactResume
 from lit_posttrain.batching import PreferenceBatch, SupervisedBatch, UnpairedBatch
 from lit_posttrain.data import InstructDataModule, PreferenceDataModule
+from lit_posttrain.modules.exact_resume import ExactResume
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")
 

@@ -13,7 +13,7 @@ from transformers import (
 
 from lit_posttrain import SFT
 from lit_posttrain.models import RewardNetwork
-from lit_posttrain.models.policy import Policy
+from lit_posttrain.models.networks.policy import Policy
 from lit_posttrain.models.tokenizers import with_own_pad_token
 from tests.conftest import EOS, FAMILIES, VOCAB
 from tests.unit.models.test_policy_logprobs import COMPLETIONS, PROMPTS, padded, slow_logprobs

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 import lit_posttrain
 from lit_posttrain import Lora, Pretrained
-from lit_posttrain.models.fingerprint import weights_sha256
-from lit_posttrain.models.reward_network import RewardNetwork
+from lit_posttrain.models.networks.reward import RewardNetwork
+from lit_posttrain.models.weights import weights_sha256
 from tests.conftest import FAMILIES, VOCAB
 
 

@@ -6,7 +6,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lit_posttrain.models.policy import Policy
+from lit_posttrain.models.networks.policy import Policy
 from tests.unit.models.test_policy_logprobs import COMPLETIONS, PROMPTS, padded
 
 

@@ -8,8 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config
 
 from lit_posttrain import Pretrained
 from lit_posttrain.models import hub
-from lit_posttrain.models.fingerprint import weights_sha256
 from lit_posttrain.models.tokenizers import check_tokenizer, eos_token_ids, pad_token_id
+from lit_posttrain.models.weights import weights_sha256
 
 
 def test_tiny_comes_with_the_package():

@@ -11,12 +11,12 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, PromptTuningCo
 from transformers import AutoModelForCausalLM
 
 from lit_posttrain import Lora, Pretrained
+from lit_posttrain.functional.random import sample_keys
 from lit_posttrain.models.adapter import Adapter
-from lit_posttrain.models.fingerprint import tensors_sha256
 from lit_posttrain.models.lora import as_adapter
-from lit_posttrain.models.policy import Policy
-from lit_posttrain.models.reference import AdapterReference
-from lit_posttrain.rollout.counter_rng import sample_keys
+from lit_posttrain.models.networks.policy import Policy
+from lit_posttrain.models.networks.reference import AdapterReference
+from lit_posttrain.models.weights import tensors_sha256
 from lit_posttrain.rollout.sampler import sample_completions
 from lit_posttrain.rollout.sampling import Sampling
 from tests.conftest import EOS

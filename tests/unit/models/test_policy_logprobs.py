@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_posttrain.models.policy import Policy
+from lit_posttrain.models.networks.policy import Policy
 from tests.conftest import FAMILIES
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11]]

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, BloomConfig
 
 from lit_posttrain.batching import EncodedRow, SupervisedBatch
-from lit_posttrain.models.policy import Policy
+from lit_posttrain.models.networks.policy import Policy
 from tests.conftest import EOS, VOCAB
 from tests.unit.models.test_policy_logprobs import padded, slow_logprobs
 

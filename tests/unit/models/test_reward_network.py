@@ -11,7 +11,7 @@ from transformers import (
 )
 
 from lit_posttrain.models import Pretrained, RewardNetwork
-from lit_posttrain.models.reward_network import check_reward_model
+from lit_posttrain.models.networks.reward import check_reward_model
 from lit_posttrain.models.tokenizers import with_own_pad_token
 from tests.conftest import EOS, VOCAB
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from lit_posttrain.models import Pretrained
-from lit_posttrain.models.policy import Policy
-from lit_posttrain.models.reward_network import RewardNetwork
-from lit_posttrain.models.value_network import ValueHead, ValueNetwork, check_same_tokens
+from lit_posttrain.models.networks.policy import Policy
+from lit_posttrain.models.networks.reward import RewardNetwork
+from lit_posttrain.models.networks.value import ValueHead, ValueNetwork, check_same_tokens
 from tests.conftest import EOS, VOCAB
 from tests.unit.models.test_reward_network import padded
 

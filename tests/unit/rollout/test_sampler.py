@@ -7,8 +7,9 @@ import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from lit_posttrain.batching import stable_hash
-from lit_posttrain.rollout import counter_rng, sampling
-from lit_posttrain.rollout.counter_rng import sample_keys, uniforms
+from lit_posttrain.functional import random as counter_rng
+from lit_posttrain.functional.random import sample_keys, uniforms
+from lit_posttrain.rollout import sampling
 from lit_posttrain.rollout.sampler import sample_completions
 from lit_posttrain.rollout.sampling import Sampling, pick_tokens
 from tests.conftest import EOS, FAMILIES

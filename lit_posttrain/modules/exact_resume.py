@@ -18,8 +18,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveragi
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
-from lit_posttrain.algos.standing import Stage, Standing, standing_of
 from lit_posttrain.batching import PassLoader
+from lit_posttrain.modules.standing import Stage, Standing, standing_of
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.models.loading import Pretrained
-from lit_posttrain.models.padding import without_left_padding
-from lit_posttrain.models.policy import disable_dropout, prediction_places
-from lit_posttrain.models.reward_network import RewardNetwork
+from lit_posttrain.models.networks.layout import without_left_padding
+from lit_posttrain.models.networks.policy import disable_dropout, prediction_places
+from lit_posttrain.models.networks.reward import RewardNetwork
 
 
 class ValueHead(nn.Module):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_posttrain.algos.experience import Experience
 from lit_posttrain.functional import has_spread
+from lit_posttrain.rollout.experience import Experience
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from lit_posttrain.algos.means import Means
+from lit_posttrain.batching.ranks import Means
 from lit_posttrain.functional import pass_at_k
 
 

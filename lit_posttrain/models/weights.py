@@ -1,10 +1,27 @@
-"""Whether numbers are finite, with names for those that are not."""
+"""Weights as a whole: where fresh ones are drawn, their digest, whether they are finite."""
 
-from collections.abc import Callable, Iterable
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 over the state dict sorted by name: name, dtype, shape and bytes of every tensor."""
+    return tensors_sha256(model.state_dict())
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """The same of named tensors that are no module."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
 
 SHOWN = 3  # names in a message
 
@@ -47,3 +64,15 @@ def named(names: list[str]) -> str:
     """A few names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more tensors" if len(names) > SHOWN else ""
     return ", ".join(f"`{name}`" for name in names[:SHOWN]) + more
+
+
+@contextmanager
+def drawn_on_cpu(seed: int) -> Iterator[None]:
+    """Inside, new tensors are on the CPU and random numbers begin with `seed`; outside, none have been used up.
+
+    The context of another device, such as that of Lightning around `configure_model`, has no effect inside: with the
+    numbers of its own generator weights would depend on the device, and not on the seed.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the other devices too, for good
+        yield

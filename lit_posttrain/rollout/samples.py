@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_posttrain.algos.experience import Experience
 from lit_posttrain.batching import Rollout
 from lit_posttrain.functional import has_spread
+from lit_posttrain.rollout.experience import Experience
 
 
 @dataclass(frozen=True)

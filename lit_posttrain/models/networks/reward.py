@@ -12,8 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 
 from lit_posttrain.models.folders import read_config, read_model
 from lit_posttrain.models.hub import resolve_folder
-from lit_posttrain.models.packing import PacksRows
-from lit_posttrain.models.policy import disable_dropout
+from lit_posttrain.models.networks.layout import PacksRows
+from lit_posttrain.models.networks.policy import disable_dropout
 
 
 class RewardNetwork(PacksRows):

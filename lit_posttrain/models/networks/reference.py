@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from lit_posttrain.models.policy import Policy
+from lit_posttrain.models.networks.policy import Policy
 from lit_posttrain.models.sharding import shard
 
 if TYPE_CHECKING:
     from lit_posttrain.models.adapter import Adapter
+
 
 Convert = Callable[[nn.Module], nn.Module]  # gives weights the precision that they are trained in
 

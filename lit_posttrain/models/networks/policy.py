@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from lit_posttrain.functional import token_entropy, token_logprobs
-from lit_posttrain.models.head import OutputHead
-from lit_posttrain.models.packing import PacksRows
+from lit_posttrain.models.networks.head import OutputHead
+from lit_posttrain.models.networks.layout import PacksRows
 
 
 class TokenStatistics(NamedTuple):

@@ -1,0 +1,1 @@
+"""The networks that are trained or compared with, around a transformers model."""

@@ -1,0 +1,1 @@
+"""The LightningModules that algorithms are made of."""
