@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lit_posttrain.batching.packing import pack_numbers
-from lit_posttrain.batching.tokens import TokenBatch, pad_left, pad_right
+from lit_posttrain.batching.tokens import TrainingBatch, pad_left, pad_right
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def with_mismatches(rows: Sequence[JudgedRow], *, max_length: int | None) -> lis
     return made
 
 
-class SupervisedBatch(TokenBatch):
+@dataclass(kw_only=True, eq=False)
+class SupervisedBatch(TrainingBatch):
     """Sequences of which some completion tokens are supervised.
 
     Args:
@@ -110,28 +111,7 @@ class SupervisedBatch(TokenBatch):
         pack_ids: (B,), rows with the same number go through the model in one sequence; None = each by itself.
     """
 
-    def __init__(
-        self,
-        *,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        completion_ids: Tensor,
-        completion_mask: Tensor,
-        loss_mask: Tensor,
-        pack_ids: Tensor | None = None,
-    ) -> None:
-        super().__init__(
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            completion_ids=completion_ids,
-            completion_mask=completion_mask,
-        )
-        self.loss_mask = loss_mask
-        self.pack_ids = pack_ids
-
-    def model_inputs(self) -> dict[str, Tensor]:
-        """What `Policy.forward` takes."""
-        return {name: tensor for name, tensor in self.fields().items() if tensor is not None}
+    pack_ids: Tensor | None = None
 
     @classmethod
     def collate(cls, rows: Sequence[EncodedRow], *, pad_id: int, pack_ids: Sequence[int] | None = None) -> Self:
@@ -157,6 +137,7 @@ class SupervisedBatch(TokenBatch):
         )
 
 
+@dataclass(kw_only=True, eq=False)
 class TwinBatch:
     """Two sequences for each of B rows, all 2B of them in one batch for one forward.
 
@@ -166,9 +147,8 @@ class TwinBatch:
         row_mask: (B,), False on a row that only stands in where a rank has none.
     """
 
-    def __init__(self, *, sequences: SupervisedBatch, row_mask: Tensor) -> None:
-        self.sequences = sequences
-        self.row_mask = row_mask
+    sequences: SupervisedBatch
+    row_mask: Tensor
 
     def __len__(self) -> int:
         return len(self.row_mask)
@@ -176,10 +156,6 @@ class TwinBatch:
     def to(self, device: torch.device | str) -> Self:
         """A copy on `device`; dtypes stay."""
         return type(self)(**{name: value.to(device) for name, value in vars(self).items()})
-
-    def model_inputs(self) -> dict[str, Tensor]:
-        """What `Policy.forward` takes, 2B rows."""
-        return self.sequences.model_inputs()
 
     def halves(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """What was computed of the 2B sequences, apart: (2B, ...) to twice (B, ...)."""
@@ -203,6 +179,7 @@ class TwinBatch:
         return self.sequences.select(torch.arange(start, start + len(self), device=self.row_mask.device))
 
 
+@dataclass(kw_only=True, eq=False)
 class PreferenceBatch(TwinBatch):
     """B pairs: first the B chosen sequences, then the B rejected ones.
 
@@ -212,9 +189,7 @@ class PreferenceBatch(TwinBatch):
         margins: (B,), by how much the chosen one is better; 0 where the data do not say.
     """
 
-    def __init__(self, *, sequences: SupervisedBatch, row_mask: Tensor, margins: Tensor) -> None:
-        super().__init__(sequences=sequences, row_mask=row_mask)
-        self.margins = margins
+    margins: Tensor
 
     @classmethod
     def collate(cls, pairs: Sequence[EncodedPair], *, pad_id: int, packing: bool = False) -> Self:
@@ -229,6 +204,7 @@ class PreferenceBatch(TwinBatch):
         )
 
 
+@dataclass(kw_only=True, eq=False)
 class UnpairedBatch(TwinBatch):
     """B judged completions: first the B sequences, then their prompts with the completions of other rows.
 
@@ -238,9 +214,7 @@ class UnpairedBatch(TwinBatch):
         labels: (B,), True where the completion is desirable.
     """
 
-    def __init__(self, *, sequences: SupervisedBatch, row_mask: Tensor, labels: Tensor) -> None:
-        super().__init__(sequences=sequences, row_mask=row_mask)
-        self.labels = labels
+    labels: Tensor
 
     @classmethod
     def collate(cls, judged: Sequence[JudgedRow], *, pad_id: int, packing: bool = False) -> Self:
@@ -270,6 +244,8 @@ B = TypeVar("B", bound=Batch)
 
 class StepPart(Generic[B]):
     """A micro-batch: what one forward and backward pass sees of an optimiser step.
+
+    A plain object and no dataclass, for the same reason as `MicroBatch`.
 
     Args:
         batch: its rows; at least one, which may count for nothing.

@@ -12,6 +12,7 @@ from lit_posttrain.functional.advantages import (
     has_spread,
     overlong_penalty,
     reward_to_go,
+    rewards_of_tokens,
 )
 from lit_posttrain.functional.aggregation import Aggregation, aggregate, normalizer
 from lit_posttrain.functional.kl import KLEstimator, KLGradient, adapted_kl_coef, kl_estimate, kl_penalty
@@ -79,6 +80,7 @@ __all__ = [
     "pair_accuracy",
     "pass_at_k",
     "reward_to_go",
+    "rewards_of_tokens",
     "robust_dpo_loss",
     "sequence_log_ratio",
     "sequence_logprobs",

@@ -73,6 +73,44 @@ def group_advantages(
     return advantages.reshape(-1)
 
 
+def rewards_of_tokens(
+    rewards: Tensor,
+    mask: Tensor,
+    *,
+    given: Tensor | None = None,
+    kl: Tensor | None = None,
+    kl_coef: float = 0.0,
+) -> Tensor:
+    """Lay the reward of a completion on its tokens: the last one gets it, and each pays for its KL.
+
+    Args:
+        rewards: of whole completions, shape (B,), what is `given` included.
+        mask: bool, shape (B, C), True on the tokens of a completion, which are its first ones.
+        given: the part that was given token by token, shape (B, C); None = nothing was.
+        kl: from the reference at each token, shape (B, C), nats; None = none is paid for.
+        kl_coef: units of reward per nat.
+
+    Returns:
+        Shape (B, C), 0 where `mask` is False.
+
+    Raises:
+        ValueError: if `mask` is not bool.
+
+    Example:
+        >>> mask = torch.tensor([[True, True, False]])
+        >>> rewards_of_tokens(torch.tensor([1.0]), mask, kl=torch.tensor([[0.5, 0.25, 9.0]]), kl_coef=0.1)
+        tensor([[-0.0500,  0.9750,  0.0000]])
+    """
+    check_mask(mask)
+    dtype = rewards.dtype if kl is None else torch.promote_types(rewards.dtype, kl.dtype)
+    earned = torch.zeros(mask.shape, dtype=dtype, device=mask.device) if given is None else given.to(dtype)
+    last = mask.sum(1, keepdim=True) - 1
+    earned = earned.scatter_add(1, last, (rewards.to(dtype) - earned.sum(1))[:, None])
+    if kl is not None:
+        earned = earned - kl_coef * kl
+    return earned.masked_fill(~mask, 0)
+
+
 def reward_to_go(rewards: Tensor, mask: Tensor, *, discount: float = 1.0) -> Tensor:
     """What a sequence still earns from each token on: sum over s >= t of discount^(s - t) rewards_s.
 

@@ -5,8 +5,15 @@ reaches neither the result nor the gradient. Each function replaces it *before* 
 by a zero mask afterwards would leave 0 * NaN = NaN in the gradient.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+
+def _alone(value: Tensor) -> Tensor:
+    """What a reduction over one process is."""
+    return value
 
 
 def check_mask(mask: Tensor, values: Tensor | None = None) -> None:
@@ -71,17 +78,27 @@ def masked_var(x: Tensor, mask: Tensor, *, unbiased: bool = False) -> Tensor:
     return deviation.square().sum() / degrees_of_freedom.clamp(min=1)
 
 
-def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
+def whiten(
+    x: Tensor,
+    mask: Tensor,
+    *,
+    shift_mean: bool = True,
+    eps: float = 1e-8,
+    sum_over_ranks: Callable[[Tensor], Tensor] = _alone,
+    max_over_ranks: Callable[[Tensor], Tensor] = _alone,
+) -> Tensor:
     """Scale to unit variance, and to zero mean unless told otherwise: (x - mean) / sqrt(var + eps) [+ mean].
 
     The variance is the biased one, as in the code of Ziegler et al. (arXiv:1909.08593). The statistics are those of
-    the tensor given: whiten a whole rollout at once, since those of a small micro-batch are mostly noise.
+    all that is given on all ranks: whiten a whole rollout at once, since those of a small micro-batch are mostly noise.
 
     Args:
         x: values of any shape.
         mask: bool, shape of `x`.
         shift_mean: move the mean to 0. False keeps the mean: wanted for per-token rewards, whose sign has a meaning.
         eps: added to the variance, in squared units of `x`.
+        sum_over_ranks: all-reduce; none by default.
+        max_over_ranks: all-reduce; none by default.
 
     Returns:
         Shape of `x`; 0 where `mask` is False.
@@ -98,11 +115,14 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True, eps: float = 1e-
         raise ValueError(f"`eps` must be > 0, got {eps}: equal values have variance 0, and 0 / 0 is no number.")
     check_mask(mask, x)
     # Measured from the highest: equal values are then exact zeros, and so is their mean, in any precision.
-    highest = torch.where(mask, x, -torch.inf).amax().detach() if mask.any() else x.new_zeros(())
-    shifted = torch.where(mask, x - highest, 0)
-    mean = masked_mean(shifted, mask)
-    whitened = _deviation(shifted, mask, mean) / torch.sqrt(masked_var(shifted, mask) + eps)
-    return whitened if shift_mean else torch.where(mask, whitened + mean + highest, 0)
+    highest = max_over_ranks(torch.where(mask, x, -torch.inf).amax().detach())
+    x = torch.where(mask, x - highest, 0)
+    count, total = sum_over_ranks(torch.stack([mask.sum().to(x.dtype), x.sum()]))
+    mean = total / count.clamp(min=1)
+    centred = _deviation(x, mask, mean)
+    variance = sum_over_ranks(centred.square().sum()) / count.clamp(min=1)
+    whitened = centred / (variance + eps).sqrt()
+    return whitened if shift_mean else torch.where(mask, whitened + highest + mean, 0)
 
 
 def _deviation(x: Tensor, mask: Tensor, mean: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from lightning import Trainer
 
 from lit_posttrain.batching import MicroBatch, PassLoader, PlannedRollout, ReplayedPasses
 from lit_posttrain.batching.passes import Passes
+from lit_posttrain.rollout.options import Rollouts
 
 PromptBatch = list[dict[str, Any]]
 
@@ -115,8 +116,8 @@ class SideStream:
 class RolloutMaker(Protocol):
     """What the loader asks of a module."""
 
-    seed: int
-    max_refills: int
+    rollouts: Rollouts
+    max_resample_batches: int
 
     @property
     def steps_per_rollout(self) -> int:
@@ -155,7 +156,7 @@ class RolloutLoader(PassLoader):
     _passes: SidePasses
 
     def __init__(self, prompts: Iterable[PromptBatch], maker: RolloutMaker, trainer: Trainer) -> None:
-        passes: SidePasses = ReplayedPasses(prompts, seed=maker.seed, world_size=trainer.world_size)
+        passes: SidePasses = ReplayedPasses(prompts, seed=maker.rollouts.seed, world_size=trainer.world_size)
         if isinstance(prompts, StartsAnywhere):
             passes = PromptPasses(prompts)
         super().__init__(passes, trainer, micro_batches=maker.steps_per_rollout * trainer.accumulate_grad_batches)
@@ -167,10 +168,10 @@ class RolloutLoader(PassLoader):
         self._more_places = [(0, 0), (0, 0)]  # of the side stream, before and after the current rollout
         if passes.num_batches == 0:
             raise ValueError("there are no prompts to train on: the training prompt loader is empty.")
-        if maker.max_refills > 0 and getattr(prompts, "persistent_workers", False):
+        if maker.max_resample_batches > 0 and getattr(prompts, "persistent_workers", False):
             raise ValueError(
-                "`max_refills` goes through the prompts a second time meanwhile, which a DataLoader with persistent "
-                "workers cannot: use `persistent_workers=False`."
+                "`max_resample_batches` goes through the prompts a second time meanwhile, which a DataLoader with "
+                "persistent workers cannot: use `persistent_workers=False`."
             )
         if passes.num_batches is None and trainer.max_steps < 0:
             raise ValueError("prompts without a length need `trainer.max_steps`: nothing else says when to stop.")
