@@ -19,7 +19,7 @@ from lit_posttrain.algos.choices import (
 )
 from lit_posttrain.algos.critic import POLICY, Critic, CriticStart
 from lit_posttrain.algos.kl_control import KLControl, RolloutBound
-from lit_posttrain.batching import MicroBatch, PlannedRollout, Rollout, in_batches
+from lit_posttrain.batching import MicroBatch, PlannedRollout, Rollout
 from lit_posttrain.functional import (
     KLEstimator,
     PolicyLoss,
@@ -291,8 +291,7 @@ class PPO(OnlineModule):
     def add_logprobs(self, rollout: Rollout) -> None:
         """Fill in also what the critic expects of the rollout before it learns from it."""
         super().add_logprobs(rollout)
-        with self.inference(*self.trained_networks()):
-            rollout.values = in_batches(rollout, self._values, batch_size=self.rows_at_once(rollout))
+        rollout.values = self.infer(rollout, self._values, *self.trained_networks())
 
     def on_fit_start(self) -> None:
         """Say so where the policy will not learn at all."""

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from lit_posttrain.rollout.records import RolloutRecord
+from lit_posttrain.rollout.metrics import RolloutRecord
 
 
 def completion_rows(record: RolloutRecord, which: Iterable[int] | None = None) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lit_posttrain.callbacks.completion_rows import completion_rows
 from lit_posttrain.callbacks.records import RecordsRollouts
 from lit_posttrain.files.whole import append_lines
-from lit_posttrain.rollout.records import RolloutRecord
+from lit_posttrain.rollout.metrics import RolloutRecord
 
 log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -36,7 +37,7 @@ class StepLoader(PassLoader):
             if position >= end:
                 return
             position += 1
-            self._moved(position)
+            self._place = replace(place, position=position)
             yield part
 
 

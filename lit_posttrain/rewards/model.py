@@ -63,7 +63,7 @@ class LearnedReward:
         """
         if not completions:
             return []
-        from lit_posttrain.models.folders import context_length
+        from lit_posttrain.models.tokenizers import context_length
 
         network, encoder = self._load()
         rows = [encoder.encode(prompt, text)[0] for prompt, text in zip(prompts, completions, strict=True)]
