@@ -139,26 +139,42 @@ class RolloutCollector:
         except NonFiniteError as error:
             raise NonFiniteError(f"rollout {index}, at step {step}: {error}") from None
 
+        scored = replace(scored, score_s=scored.score_s + time.perf_counter() - started)
+        kept = len(groups) if algorithm.max_resample_batches > 0 else None
+        return planned, self._record(rollout, scored, learnt, shaping, metrics, index=index, step=step, kept=kept)
+
+    def _record(
+        self,
+        rollout: Rollout,
+        scored: ScoredCompletions,
+        learnt: Tensor,
+        shaping: Tensor,
+        metrics: RewardFunctions | None,
+        *,
+        index: int,
+        step: int,
+        kept: int | None,
+    ) -> RolloutRecord:
+        """Say of all completions what became of those that are learnt from."""
         mean_advantages, given_shaping = torch.zeros(2, len(scored.rewards))
         mask = rollout.completion_mask.cpu()
         means = (rollout.advantages.cpu().double() * mask).sum(1) / mask.sum(1)
-        mean_advantages[learnt] = means[:count].float()
+        mean_advantages[learnt] = means[: len(learnt)].float()
         given_shaping[learnt] = shaping.cpu().float()
         metric_scores = torch.zeros(0, 0 if metrics is None else len(metrics.names))
         if metrics is not None and scored.completions is not None:
             metric_scores = scored.completions.score(metrics)
-        record = RolloutRecord(
+        return RolloutRecord(
             index=index,
             step=step,
-            scored=replace(scored, score_s=scored.score_s + time.perf_counter() - started),
+            scored=scored,
             reward_names=self._rewards.names,
             metric_names=[] if metrics is None else metrics.names,
             metric_scores=metric_scores,
             shaping=given_shaping,
             advantages=mean_advantages,
-            groups_kept=len(groups) if algorithm.max_resample_batches > 0 else None,
+            groups_kept=kept,
         )
-        return planned, record
 
     def _resample(
         self, scored: ScoredCompletions, index: int, more_rows: Callable[[], list[PromptRow]]
