@@ -1,5 +1,7 @@
 """An algorithm of your own: REINFORCE whose advantage is the rank of a completion among those of its prompt.
 
+It is told step by step in docs/own_algorithm.md.
+
     python train.py --config-dir examples/conf algo=my_algorithm tuned=tiny_grpo
     python examples/my_algorithm.py
 """

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RewardFunction = Callable[..., Sequence[float | Sequence[float] | None] | Tensor]
+RewardFunction = Callable[..., Any]  # gives numbers, None, or lists of numbers: `read_values` checks them
 
 
 class Scores(NamedTuple):
