@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler, TrainingModule
 from lit_posttrain.batching import PassLoader, ReplayedPasses
-from lit_posttrain.data.step_loader import FixedLoader, StepLoader
+from lit_posttrain.data.loaders import FixedLoader, StepLoader
 from lit_posttrain.data.supervised import SupervisedDataModule
 from lit_posttrain.models.folders import context_length
 from lit_posttrain.models.loading import Pretrained, as_pretrained

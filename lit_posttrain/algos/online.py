@@ -8,7 +8,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_posttrain.algos.rollout_module import RolloutModule
 from lit_posttrain.batching import MicroBatch
-from lit_posttrain.data.prompt_loader import PromptLoader
+from lit_posttrain.data.loaders import PromptLoader
 from lit_posttrain.modules.attachment import without_repeats
 from lit_posttrain.rollout.loader import RolloutLoader
 

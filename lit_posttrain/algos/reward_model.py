@@ -17,7 +17,7 @@ from lit_posttrain.algos.language_model_module import UNAVERAGED, LanguageModelM
 from lit_posttrain.algos.supervised_defaults import supervised_adamw, warmup_cosine
 from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
 from lit_posttrain.batching import PreferenceBatch, StepPart
-from lit_posttrain.data.step_loader import StepLoader
+from lit_posttrain.data.loaders import StepLoader
 from lit_posttrain.functional import bradley_terry_loss, calibration_error, correlation, pair_accuracy
 from lit_posttrain.models.export import export_folder
 from lit_posttrain.models.loading import Pretrained

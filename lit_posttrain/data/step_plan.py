@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lit_posttrain.batching import StepPart, digest_of, first_fit_decreasing
-from lit_posttrain.data.mixing import epoch_counts, epoch_rows
+from lit_posttrain.data.sources.mixing import epoch_counts, epoch_rows
 
 
 class StepPlan:

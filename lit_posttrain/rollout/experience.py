@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.batching import TokenBatch
-from lit_posttrain.data.chat import completion_as, encode_prompt
+from lit_posttrain.data.formats.chat import completion_as, encode_prompt
 from lit_posttrain.data.prompts import PromptDataModule
 from lit_posttrain.models.folders import context_length
 from lit_posttrain.models.tokenizers import eos_token_ids, pad_token_id

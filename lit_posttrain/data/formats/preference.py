@@ -3,63 +3,71 @@
 from __future__ import annotations
 
 import math
+import re
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import takewhile
 from operator import eq
 from typing import Any
 
-from lit_posttrain.data.chat import Messages, Prompt
-from lit_posttrain.data.columns import ChatShape, Row, Templates, as_messages, completion_of, need
-from lit_posttrain.data.examples import Comparison, Judgement
-from lit_posttrain.data.hh_text import is_hh_text, parse_hh_text
-from lit_posttrain.data.rows import Rows
+from lit_posttrain.data.formats.chat import Messages, Prompt
+from lit_posttrain.data.formats.encoder import Comparison, Judgement
+from lit_posttrain.data.formats.templates import ChatShape, Row, Value, as_messages, completion_of, need
+from lit_posttrain.data.sources.rows import Rows
 
 FORMATS = ("explicit", "implicit", "unpaired")
 WAYS = (
-    "Name other columns with `data.prompt_column=`, `data.chosen_column=`, `data.rejected_column=`, "
-    "`data.completion_column=` or `data.label_column=`, build the prompt with `data.prompt_template=`, or say which "
-    f"format it is with `data.format=` ({', '.join(FORMATS)})."
+    "Name other columns with `prompt_column`, `chosen_column`, `rejected_column`, `completion_column` or "
+    "`label_column`, build the prompt with `prompt_template`, or say which format it is with `format` "
+    f"({', '.join(FORMATS)})."
 )
+# Dialogues as HH-RLHF writes them: one text, with turns after "Human:" and "Assistant:".
+_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
 LABELS = {"true": True, "false": False, "1": True, "0": False}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceFormat:
-    """How a row becomes a comparison or a judgement; the arguments are those of `PreferenceDataModule`."""
+    """How a row becomes a comparison or a judgement.
+
+    Attributes:
+        format: "explicit", "implicit" or "unpaired"; None tells it by the columns.
+        prompt: of a row, unless it is the beginning that two dialogues share.
+        chosen: the column that holds the better completion or dialogue.
+        rejected: the column that holds the worse one.
+        margin: the column that holds by how much the chosen one is better; None takes `margin` where it is there, else
+            0.
+        completion: the column that holds the completion of an unpaired row.
+        label: the column that holds whether it is desirable.
+        shape: whether texts become chats.
+    """
 
     format: str | None = None
-    prompt_column: str = "prompt"
-    chosen_column: str = "chosen"
-    rejected_column: str = "rejected"
-    margin_column: str | None = None
-    completion_column: str = "completion"
-    label_column: str = "label"
-    prompt_template: str | Sequence[str] | None = None
+    prompt: Value = field(default_factory=lambda: Value("prompt"))
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+    margin: str | None = None
+    completion: str = "completion"
+    label: str = "label"
     shape: ChatShape = field(default_factory=ChatShape)
 
     def __post_init__(self) -> None:
         if self.format not in (None, *FORMATS):
             raise ValueError(f"`format` must be one of {', '.join(FORMATS)} or null, got {self.format!r}.")
-        if self.prompt_template is None:
-            return
-        Templates(self.prompt_template)
-        if self.prompt_column != "prompt" or self.format == "implicit":
-            raise ValueError(
-                "`prompt_template` makes the prompt: give it without `prompt_column` and not with the format implicit, "
-                f"got {self.prompt_column!r} and {self.format!r}."
-            )
+        if self.prompt.has_template and self.format == "implicit":
+            raise ValueError("`prompt_template` makes the prompt: give it not with the format implicit, which has one.")
 
     def guess(self, rows: Rows) -> str:
         """The format that the columns speak for."""
-        found = rows.columns()
         if self.format is not None:
             return self.format
-        if self.label_column in found and self.chosen_column not in found:
+        found = rows.columns()
+        if self.label in found and self.chosen not in found:
             return "unpaired"
-        has_prompt = self.prompt_template is not None or self.prompt_column != "prompt" or "prompt" in found
-        return "explicit" if has_prompt else "implicit"
+        return "explicit" if self.prompt.chosen or "prompt" in found else "implicit"
 
     def reader(self, rows: Rows) -> Callable[[Row], Comparison | Judgement]:
         """What reads one of these rows.
@@ -67,33 +75,34 @@ class PreferenceFormat:
         Raises:
             ValueError: if a column is missing.
         """
-        guessed = self.guess(rows)
-        prompt = [self.prompt_column] if self.prompt_template is None else Templates(self.prompt_template).columns()
-        if guessed == "unpaired":
-            need([*prompt, self.completion_column, self.label_column], rows, guessed=guessed, ways=WAYS)
-            return self._judgement
-        pair = [self.chosen_column, self.rejected_column, self.margin_column]
-        need([*(prompt if guessed == "explicit" else []), *pair], rows, guessed=guessed, ways=WAYS)
-        return self._explicit if guessed == "explicit" else self._implicit
+        format = self.guess(rows)
+        margin = [] if self.margin is None else [self.margin]
+        pair = [self.chosen, self.rejected, *margin]
+        columns, read = {
+            "explicit": ([*self.prompt.columns, *pair], self._explicit),
+            "implicit": (pair, self._implicit),
+            "unpaired": ([*self.prompt.columns, self.completion, self.label], self._judgement),
+        }[format]
+        need(columns, rows, format=format, ways=WAYS)
+        return read  # type: ignore[return-value]
 
     def _prompt(self, row: Row) -> Prompt:
-        filled = None if self.prompt_template is None else Templates(self.prompt_template).fill(row)
-        return self.shape.prompt(row.get(self.prompt_column) if filled is None else filled)
+        return self.shape.prompt(self.prompt.of(row))
 
     def _explicit(self, row: Row) -> Comparison:
-        chosen, rejected = row.get(self.chosen_column), row.get(self.rejected_column)
+        chosen, rejected = row.get(self.chosen), row.get(self.rejected)
         if _are_whole_dialogues(chosen, rejected):  # as in UltraFeedback: the prompt is there once more
             return self._implicit(row)
         prompt = self._prompt(row)
         return self._compare(
             prompt,
-            completion_of(prompt, chosen, self.chosen_column),
-            completion_of(prompt, rejected, self.rejected_column),
+            completion_of(prompt, chosen, self.chosen),
+            completion_of(prompt, rejected, self.rejected),
             row,
         )
 
     def _implicit(self, row: Row) -> Comparison:
-        values = [row.get(self.chosen_column), row.get(self.rejected_column)]
+        values = [row.get(self.chosen), row.get(self.rejected)]
         texts = [value for value in values if isinstance(value, str)]
         if len(texts) == 1:
             raise ValueError("the chosen and the rejected dialogue must both be text or both be messages.")
@@ -101,7 +110,7 @@ class PreferenceFormat:
             return self._texts(texts[0], texts[1], row)
         dialogues = [
             parse_hh_text(value) if isinstance(value, str) else as_messages(value, f"`{name}`")
-            for value, name in zip(values, (self.chosen_column, self.rejected_column), strict=True)
+            for value, name in zip(values, (self.chosen, self.rejected), strict=True)
         ]
         return self._dialogues(dialogues[0], dialogues[1], row)
 
@@ -131,7 +140,7 @@ class PreferenceFormat:
         if not shared[:border].strip():
             raise ValueError(
                 "the chosen and the rejected text have no common beginning to take for the prompt: give a column "
-                f"`{self.prompt_column}`, or dialogues."
+                f"`{self.prompt.column}`, or dialogues."
             )
         prompt = self.shape.prompt(chosen[:border])
         first, second = (completion_of(prompt, text[border:], "completion") for text in (chosen, rejected))
@@ -145,8 +154,8 @@ class PreferenceFormat:
         return Comparison(prompt, chosen, rejected, self._margin(row))
 
     def _margin(self, row: Row) -> float:
-        value: Any = row.get("margin" if self.margin_column is None else self.margin_column)
-        if value is None and self.margin_column is None:
+        value: Any = row.get("margin" if self.margin is None else self.margin)
+        if value is None and self.margin is None:
             return 0.0
         try:
             margin = float(value)
@@ -158,11 +167,11 @@ class PreferenceFormat:
 
     def _judgement(self, row: Row) -> Judgement:
         prompt = self._prompt(row)
-        value = row.get(self.label_column)
+        value = row.get(self.label)
         label = LABELS.get(str(value).lower())
         if label is None:
-            raise ValueError(f"`{self.label_column}` must be true or false, got {value!r}.")
-        return Judgement(prompt, completion_of(prompt, row.get(self.completion_column), self.completion_column), label)
+            raise ValueError(f"`{self.label}` must be true or false, got {value!r}.")
+        return Judgement(prompt, completion_of(prompt, row.get(self.completion), self.completion), label)
 
 
 def _are_whole_dialogues(chosen: Any, rejected: Any) -> bool:
@@ -170,3 +179,23 @@ def _are_whole_dialogues(chosen: Any, rejected: Any) -> bool:
         isinstance(value, list) and value and isinstance(value[0], dict) and value[0].get("role") != "assistant"
         for value in (chosen, rejected)
     )
+
+
+def is_hh_text(text: str) -> bool:
+    r"""Whether a text begins with a human's turn and holds an assistant's.
+
+    >>> is_hh_text("\n\nHuman: hi\n\nAssistant: hello"), is_hh_text("Human: hi")
+    (True, False)
+    """
+    first = _TURN.match(text)
+    return first is not None and first.group(1) == "Human" and "\n\nAssistant:" in text
+
+
+def parse_hh_text(text: str) -> Messages:
+    r"""The turns as messages, without the white space around them.
+
+    >>> parse_hh_text("\n\nHuman: hi\n\nAssistant: hello")
+    [{'role': 'user', 'content': 'hi'}, {'role': 'assistant', 'content': 'hello'}]
+    """
+    _, *parts = _TURN.split(text)
+    return [{"role": _ROLES[role], "content": said.strip()} for role, said in zip(parts[::2], parts[1::2], strict=True)]

@@ -7,8 +7,11 @@ the index for the others (from 0, as `rows[0]`). Whatever is wrong with a file i
 import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from lit_posttrain.data.hints import did_you_mean
 
 NumberedRows = tuple[list[dict[str, Any]], list[int]]
 
@@ -128,3 +131,39 @@ def read_parquet(path: Path) -> NumberedRows:
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a Parquet file that can be read: {error}") from error
     return rows, list(range(len(rows)))
+
+
+READERS: dict[str, Callable[[Path], NumberedRows]] = {
+    ".jsonl": read_jsonl,
+    ".json": read_jsonl,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
+
+
+def read_file(source: str | Path) -> tuple[list[dict[str, Any]], list[int], bool]:
+    """The rows of a file of any kind that `READERS` names.
+
+    Returns:
+        The rows, the number of each in the file, and whether these are lines.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if its kind is unknown or it is empty or broken, with the line.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise FileNotFoundError(f"`{source}` was not found: there is no folder {folder}.")
+        hint = did_you_mean(path.name, (entry.name for entry in folder.iterdir()))
+        raise FileNotFoundError(f"`{source}` was not found: there is no file {path.absolute()}.{hint}")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{source}: the extension must be one of {', '.join(READERS)}, got {path.suffix!r}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{source}: the file is empty; at least one row is needed.")
+    by_line = path.suffix.lower() != ".parquet"
+    if path.suffix.lower() == ".json" and read_text(path).lstrip().startswith("["):
+        reader, by_line = read_json_list, False
+    return *reader(path), by_line
