@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from lit_posttrain.data.formats.instruction import InstructFormat
 from lit_posttrain.data.formats.templates import ChatShape, Value
+from lit_posttrain.data.loaders import Batching
 from lit_posttrain.data.prompts import PromptDataModule
 from lit_posttrain.data.row_engine import RowEngine
 from lit_posttrain.data.sources.row_sources import HeldOut, Paths, RowSources
 from lit_posttrain.data.sources.rows import Source
-from lit_posttrain.data.supervised import Batching, SupervisedDataModule
+from lit_posttrain.data.supervised import SupervisedDataModule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -14,6 +16,34 @@ from lit_posttrain.data.sources.mixing import permutation
 from lit_posttrain.data.step_plan import StepPlan
 
 
+@dataclass(frozen=True)
+class Batching:
+    """Which rows make an optimiser step or a validation batch.
+
+    Args:
+        batch_size: rows of an optimiser step, over all ranks.
+        val_batch_size: rows of a validation batch, over all ranks.
+        packing: whether rows share sequences of the model's input.
+        shuffle: whether each epoch has an order of its own.
+        seed: of that order.
+
+    Raises:
+        ValueError: if a size is out of its range.
+    """
+
+    batch_size: int
+    val_batch_size: int
+    packing: bool = False
+    shuffle: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, size in (("batch_size", self.batch_size), ("val_batch_size", self.val_batch_size)):
+            if size < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {size}.")
+
+
+@dataclass(eq=False, repr=False)
 class PromptLoader:
     """This rank's share of each batch of prompts, as lists of rows.
 
@@ -40,30 +70,22 @@ class PromptLoader:
     [['b'], ['e']]
     """
 
-    def __init__(
-        self,
-        rows: Sequence[dict[str, Any]],
-        *,
-        batch_size: int,
-        shuffle: bool,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be >= 1, got {batch_size}: it counts the prompts of a batch.")
-        if world_size < 1:
-            raise ValueError(f"`world_size` must be >= 1, got {world_size}.")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"`rank` must be from 0 to `world_size` - 1 = {world_size - 1}, got {rank}.")
-        self.rows = rows
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
+    rows: Sequence[dict[str, Any]]
+    _: KW_ONLY
+    batch_size: int
+    shuffle: bool
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be >= 1, got {self.batch_size}: it counts the prompts of a batch.")
+        if self.world_size < 1:
+            raise ValueError(f"`world_size` must be >= 1, got {self.world_size}.")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"`rank` must be from 0 to `world_size` - 1 = {self.world_size - 1}, got {self.rank}.")
         self.epoch = 0
-        self._rows: str | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on all ranks."""
@@ -88,9 +110,11 @@ class PromptLoader:
 
     def identity(self) -> dict[str, Any]:
         """What contents and order of the batches depend on: rows by their digest, and the arguments."""
-        if self._rows is None:
-            self._rows = f"{len(self.rows)} rows with digest {digest_of(list(self.rows)).hex()}"
-        return {"rows": self._rows, "batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
+        return {"rows": self._digest, "batch_size": self.batch_size, "shuffle": self.shuffle, "seed": self.seed}
+
+    @cached_property
+    def _digest(self) -> str:
+        return f"{len(self.rows)} rows with digest {digest_of(list(self.rows)).hex()}"
 
     def shared_out(self, *, rank: int, world_size: int) -> PromptLoader:
         """The same batches, shared out to so many ranks."""
@@ -115,12 +139,9 @@ class PromptLoader:
             raise ValueError(f"`start` must be from 0 to the number of batches, {len(self)}, got {start}.")
         count = len(self.rows)
         order = permutation(count, seed=self.seed, epoch=self.epoch) if self.shuffle else list(range(count))
-        return self._deal(order, start)
-
-    def _deal(self, order: list[int], start: int) -> Iterator[list[dict[str, Any]]]:
-        for first in range(start * self.batch_size, len(order), self.batch_size):
-            batch = order[first : first + self.batch_size]
-            yield [copy.deepcopy(self.rows[index]) for index in batch[self.rank :: self.world_size]]
+        firsts = range(start * self.batch_size, count, self.batch_size)
+        batches = (order[first : first + self.batch_size][self.rank :: self.world_size] for first in firsts)
+        return ([copy.deepcopy(self.rows[index]) for index in batch] for batch in batches)
 
 
 class StepLoader(PassLoader):

@@ -10,11 +10,12 @@ from lit_posttrain.data.formats.chat import Prompt
 from lit_posttrain.data.formats.encoder import Comparison, Demonstration, Judgement
 from lit_posttrain.data.formats.preference import PreferenceFormat
 from lit_posttrain.data.formats.templates import ChatShape, Row, Value
+from lit_posttrain.data.loaders import Batching
 from lit_posttrain.data.prompts import PromptDataModule
 from lit_posttrain.data.row_engine import RowEngine
 from lit_posttrain.data.sources.row_sources import HeldOut, Paths, RowSources
 from lit_posttrain.data.sources.rows import Rows, Source
-from lit_posttrain.data.supervised import Batching, SupervisedDataModule
+from lit_posttrain.data.supervised import SupervisedDataModule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 
 from lit_posttrain.data.formats.prompt import PromptFormat
 from lit_posttrain.data.formats.templates import ChatShape, Value
-from lit_posttrain.data.loaders import PromptLoader
+from lit_posttrain.data.loaders import Batching, PromptLoader
 from lit_posttrain.data.row_engine import KeptRows, RowEngine
 from lit_posttrain.data.sources.row_sources import HeldOut, RowFunction, RowSource
 from lit_posttrain.data.sources.rows import Rows, Source
@@ -88,19 +88,13 @@ class PromptDataModule(LightningDataModule):
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
-        for name, number in (("batch_size", batch_size), ("val_batch_size", val_batch_size)):
-            if number < 1:
-                raise ValueError(f"`{name}` must be >= 1, got {number}: it counts the prompts of a batch.")
         held_out = HeldOut(path=val_path, split=val_split, fraction=val_fraction, size=val_size)
         self.source = RowSource(path=path, split=split, subset=subset, seed=seed, held_out=held_out)
         prompt = Value("prompt", prompt_column, prompt_template)
         shape = ChatShape(chat=chat, system_prompt=system_prompt)
         self.format = PromptFormat(prompt=prompt, columns=columns, shape=shape)
         self.engine = RowEngine(tokenizer, max_length, max_dropped, drop_invalid)
-        self.batch_size = batch_size
-        self.val_batch_size = val_batch_size
-        self.shuffle = shuffle
-        self.seed = seed
+        self.batching = Batching(batch_size, val_batch_size, shuffle=shuffle, seed=seed)
         self.scores = dict(scores or {})
         self._read: dict[str, KeptRows] = {}
         self._rows: dict[str, Rows] = {}
@@ -154,18 +148,20 @@ class PromptDataModule(LightningDataModule):
         """The training prompts, each epoch in its own order."""
         # `Trainer(overfit_batches=...)` promises the same batches each epoch; Lightning sees to that for `DataLoader`s.
         overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        return self._loader(self.train_rows, batch_size=self.batch_size, shuffle=self.shuffle and not overfits)
+        return self._loader(
+            self.train_rows, batch_size=self.batching.batch_size, shuffle=self.batching.shuffle and not overfits
+        )
 
     def val_dataloader(self) -> PromptLoader | list[PromptLoader]:
         """The validation prompts in the order of the source; no loader where there are none."""
         if len(self.val_rows) == 0:
             return []
-        return self._loader(self.val_rows, batch_size=self.val_batch_size, shuffle=False)
+        return self._loader(self.val_rows, batch_size=self.batching.val_batch_size, shuffle=False)
 
     def predict_dataloader(self) -> PromptLoader:
         """The validation prompts, or the training prompts where there are none, in the order of the source."""
         rows = self.val_rows if len(self.val_rows) > 0 else self.train_rows
-        return self._loader(rows, batch_size=self.val_batch_size, shuffle=False)
+        return self._loader(rows, batch_size=self.batching.val_batch_size, shuffle=False)
 
     def _rows_of(self, split: str) -> Rows:
         if not self._rows:
@@ -177,7 +173,7 @@ class PromptDataModule(LightningDataModule):
     def _loader(self, rows: Rows, *, batch_size: int, shuffle: bool) -> PromptLoader:
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return PromptLoader(
-            rows.rows, batch_size=batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size
+            rows.rows, batch_size=batch_size, shuffle=shuffle, seed=self.batching.seed, rank=rank, world_size=world_size
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import reprlib
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -183,21 +182,9 @@ class RowEngine:
 def _encode(encoder: Encoder, example: Any) -> tuple[Any, bool] | ValueError:
     """The tokens and whether earlier turns are left unsupervised, or what is wrong."""
     try:
-        encoded, rewritten = example.encode(encoder)
+        encoded: tuple[Any, bool] = example.encode(encoder)
     except ValueError as error:
         return error
-    return _packed(encoded), rewritten
-
-
-def _packed(encoded: Any) -> Any:
-    """With arrays in place of lists, which take a tenth of the memory."""
-    if isinstance(encoded, EncodedPair):
-        return EncodedPair(_packed(encoded.chosen), _packed(encoded.rejected), encoded.margin)
-    if isinstance(encoded, JudgedRow):
-        return JudgedRow(_packed(encoded.row), encoded.label)
-    if isinstance(encoded, EncodedRow):
-        arrays = array("i", encoded.prompt_ids), array("i", encoded.completion_ids), array("b", encoded.loss_mask)
-        return EncodedRow(*arrays)
     return encoded
 
 

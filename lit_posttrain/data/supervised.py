@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +21,7 @@ from lit_posttrain.batching import (
 )
 from lit_posttrain.data.formats.encoder import Encoder, Example
 from lit_posttrain.data.formats.templates import Row
-from lit_posttrain.data.loaders import FixedLoader, StepLoader
+from lit_posttrain.data.loaders import Batching, FixedLoader, StepLoader
 from lit_posttrain.data.prompts import PromptDataModule
 from lit_posttrain.data.row_engine import KeptRows, RowEngine
 from lit_posttrain.data.sources.row_sources import RowSources
@@ -34,11 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "validation")
-BATCH_KINDS: dict[type, Any] = {
-    EncodedRow: SupervisedBatch,
-    EncodedPair: PreferenceBatch,
-    JudgedRow: UnpairedBatch,
-}
+BATCH_KINDS: dict[type, Any] = {EncodedRow: SupervisedBatch, EncodedPair: PreferenceBatch, JudgedRow: UnpairedBatch}
 
 
 class RowFormat(Protocol):
@@ -46,33 +41,6 @@ class RowFormat(Protocol):
 
     def reader(self, rows: Rows) -> Callable[[Row], Example | None]:
         """What reads one of these rows; refuses rows without the columns that it needs."""
-
-
-@dataclass(frozen=True)
-class Batching:
-    """Which rows make an optimiser step or a validation batch.
-
-    Args:
-        batch_size: rows of an optimiser step, over all ranks.
-        val_batch_size: rows of a validation batch, over all ranks.
-        packing: whether rows share sequences of the model's input.
-        shuffle: whether each epoch has an order of its own.
-        seed: of that order.
-
-    Raises:
-        ValueError: if a size is out of its range.
-    """
-
-    batch_size: int
-    val_batch_size: int
-    packing: bool = False
-    shuffle: bool = True
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, size in (("batch_size", self.batch_size), ("val_batch_size", self.val_batch_size)):
-            if size < 1:
-                raise ValueError(f"`{name}` must be >= 1, got {size}.")
 
 
 class SupervisedDataModule(LightningDataModule):
@@ -271,7 +239,7 @@ class SupervisedDataModule(LightningDataModule):
             collate=collate,
             batch_size=batch_size,
             micro_batches=micro_batches,
-            weights=self.sources.weights if split == "train" else None,
+            weights=self.sources.weights if split == "train" else (),
             shuffle=shuffle,
             seed=self.batching.seed,
             complete=partial(with_mismatches, max_length=self._encoder.limit) if kind is JudgedRow else None,

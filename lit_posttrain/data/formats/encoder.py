@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -116,7 +117,8 @@ class Encoder:
             mask.append(True)
         border = max(1, mask.index(True))  # nothing predicts the very first token
         mask[0] = False
-        return EncodedRow(ids[:border], ids[border:], mask[border:])
+        # arrays, which take a tenth of the memory of lists
+        return EncodedRow(array("i", ids[:border]), array("i", ids[border:]), array("b", mask[border:]))
 
     def _continue(self, ids: list[int], text: str, piece: str, *, by_template: bool) -> tuple[int, list[int]]:
         """How many of the tokens before a piece stay, and the tokens that follow them."""

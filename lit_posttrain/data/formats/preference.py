@@ -7,6 +7,7 @@ import re
 import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import takewhile
 from operator import eq
 from typing import Any
@@ -90,33 +91,28 @@ class PreferenceFormat:
         return self.shape.prompt(self.prompt.of(row))
 
     def _explicit(self, row: Row) -> Comparison:
-        chosen, rejected = row.get(self.chosen), row.get(self.rejected)
-        if _are_whole_dialogues(chosen, rejected):  # as in UltraFeedback: the prompt is there once more
+        pair = row.get(self.chosen), row.get(self.rejected)
+        if all(_is_whole_dialogue(value) for value in pair):  # as in UltraFeedback: the prompt is there once more
             return self._implicit(row)
         prompt = self._prompt(row)
-        return self._compare(
-            prompt,
-            completion_of(prompt, chosen, self.chosen),
-            completion_of(prompt, rejected, self.rejected),
-            row,
-        )
+        chosen, rejected = map(partial(completion_of, prompt), pair, (self.chosen, self.rejected))
+        return self._compare(prompt, chosen, rejected, row)
 
     def _implicit(self, row: Row) -> Comparison:
-        values = [row.get(self.chosen), row.get(self.rejected)]
-        texts = [value for value in values if isinstance(value, str)]
+        pair = row.get(self.chosen), row.get(self.rejected)
+        if pair[0] == pair[1]:
+            raise ValueError(f"the chosen and the rejected dialogue are the same: {reprlib.repr(pair[0])}.")
+        texts = [value for value in pair if isinstance(value, str)]
         if len(texts) == 1:
             raise ValueError("the chosen and the rejected dialogue must both be text or both be messages.")
         if texts and not all(is_hh_text(text) for text in texts):
             return self._texts(texts[0], texts[1], row)
-        dialogues = [
-            parse_hh_text(value) if isinstance(value, str) else as_messages(value, f"`{name}`")
-            for value, name in zip(values, (self.chosen, self.rejected), strict=True)
-        ]
-        return self._dialogues(dialogues[0], dialogues[1], row)
+        if texts:
+            return self._dialogues(parse_hh_text(texts[0]), parse_hh_text(texts[1]), row)
+        chosen, rejected = map(as_messages, pair, (f"`{self.chosen}`", f"`{self.rejected}`"))
+        return self._dialogues(chosen, rejected, row)
 
     def _dialogues(self, chosen: Messages, rejected: Messages, row: Row) -> Comparison:
-        if chosen == rejected:
-            raise ValueError(f"the chosen and the rejected dialogue are the same: {reprlib.repr(chosen)}.")
         same = sum(takewhile(bool, map(eq, chosen, rejected)))
         if same == 0 or same in (len(chosen), len(rejected)):
             raise ValueError(
@@ -128,13 +124,10 @@ class PreferenceFormat:
                 f"the chosen and the rejected dialogue must part at an assistant's message, they do at message {same}, "
                 f"from the {chosen[same]['role']} and the {rejected[same]['role']}."
             )
-        prompt = self.shape.with_system(chosen[:same])
-        return self._compare(prompt, chosen[same:], rejected[same:], row)
+        return self._compare(self.shape.with_system(chosen[:same]), chosen[same:], rejected[same:], row)
 
     def _texts(self, chosen: str, rejected: str, row: Row) -> Comparison:
         """Split plain texts at the last white space that they share; the completions begin with it."""
-        if chosen == rejected:
-            raise ValueError(f"the chosen and the rejected text are the same: {reprlib.repr(chosen)}.")
         shared = chosen[: sum(takewhile(bool, map(eq, chosen, rejected)))]
         border = max((i for i, letter in enumerate(shared) if letter.isspace()), default=0)
         if not shared[:border].strip():
@@ -142,7 +135,7 @@ class PreferenceFormat:
                 "the chosen and the rejected text have no common beginning to take for the prompt: give a column "
                 f"`{self.prompt.column}`, or dialogues."
             )
-        prompt = self.shape.prompt(chosen[:border])
+        prompt = self.shape.prompt(shared[:border])
         first, second = (completion_of(prompt, text[border:], "completion") for text in (chosen, rejected))
         return self._compare(prompt, first, second, row)
 
@@ -174,11 +167,9 @@ class PreferenceFormat:
         return Judgement(prompt, completion_of(prompt, row.get(self.completion), self.completion), label)
 
 
-def _are_whole_dialogues(chosen: Any, rejected: Any) -> bool:
-    return all(
-        isinstance(value, list) and value and isinstance(value[0], dict) and value[0].get("role") != "assistant"
-        for value in (chosen, rejected)
-    )
+def _is_whole_dialogue(value: Any) -> bool:
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and first.get("role") != "assistant"
 
 
 def is_hh_text(text: str) -> bool:

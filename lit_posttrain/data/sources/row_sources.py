@@ -103,14 +103,13 @@ class RowSource:
         """
         train = load_rows(self.path("train")) if callable(self.path) else self._load(self.path, self.split)
         validation, size = self._read_validation(), self.held_out.size
+        there = train if validation is None else validation
+        if size is not None and size > len(there):
+            raise ValueError(
+                f"`val_size` must be at most the number of rows to take them from, {len(there)}, got {size}."
+            )
         if validation is not None:
-            if size is not None and size > len(validation):
-                raise ValueError(
-                    f"`val_size` must be at most the number of validation rows, {len(validation)}, got {size}."
-                )
             return train, validation if size is None else validation.split(size, seed=self.seed)[1]
-        if size is not None and size > len(train):
-            raise ValueError(f"`val_size` must be below the number of rows, {len(train)}, got {size}.")
         rest, held_out = train.split(self.held_out.fraction if size is None else size, seed=self.seed)
         if len(rest) == 0:
             raise ValueError(

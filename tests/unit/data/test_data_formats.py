@@ -134,7 +134,7 @@ def test_a_margin_column_that_was_named_must_be_there():
             "are the same, 'a': there is no preference",
         ),
         (PreferenceFormat(), {"chosen": "one", "rejected": "two"}, "no common beginning to take for the prompt"),
-        (PreferenceFormat(), {"chosen": "a b", "rejected": "a b"}, "the chosen and the rejected text are the same"),
+        (PreferenceFormat(), {"chosen": "a b", "rejected": "a b"}, "the chosen and the rejected dialogue are the same"),
         (PreferenceFormat(), {"chosen": [ASK, YES], "rejected": [ASK, YES]}, "dialogue are the same"),
         (PreferenceFormat(), {"chosen": [ASK, YES], "rejected": [ASK]}, "2 and 1 messages of which 1 are the same"),
         (PreferenceFormat(), {"chosen": [ASK, YES], "rejected": "x"}, "must both be text or both be messages"),

@@ -62,7 +62,7 @@ def test_each_prompt_comes_once_and_none_of_validation_is_trained_on():
     data = prompts(PAIRS[1:], val_path=PAIRS[:1], batch_size=3, seed=4, shuffle=False)
     assert [row["prompt"] for row in data.train_rows] == ["w1", "w2"]
     assert [row["prompt"] for row in data.val_rows] == ["w0"]
-    assert (data.batch_size, data.seed, data.shuffle) == (3, 4, False)
+    assert (data.batching.batch_size, data.batching.seed, data.batching.shuffle) == (3, 4, False)
 
 
 def test_without_validation_rows_there_are_none():
