@@ -143,6 +143,17 @@ class PreferenceDataModule(SupervisedDataModule):
         super().__init__(sources, seen, engine, batching, val_prompts=val_prompts)
         self.view = view
 
+    def setup(self, stage: str) -> None:
+        """Read, check and, where there is a tokenizer, encode all rows; once, whatever the stage.
+
+        Raises:
+            FileNotFoundError: if a source is not there.
+            ValueError: if a row is wrong, with file and line, or the view is that of the prompts.
+        """
+        if self.view == "prompts":
+            raise ValueError('`view="prompts"` is of no pairs: give the Trainer what `viewed()` makes of this.')
+        super().setup(stage)
+
     def viewed(self) -> PreferenceDataModule | PromptDataModule:
         """What a Trainer takes: of the view "prompts" their `PromptDataModule`, of the others this one."""
         if self.view != "prompts":
@@ -152,6 +163,7 @@ class PreferenceDataModule(SupervisedDataModule):
             self.prompts,
             max_length=engine.max_length,
             max_dropped=engine.max_dropped,
+            drop_invalid=engine.drop_invalid,
             batch_size=batching.batch_size,
             val_batch_size=batching.val_batch_size,
             shuffle=batching.shuffle,

@@ -65,8 +65,8 @@ class PromptFormat:
         Raises:
             ValueError: if a column is missing or has a reserved name.
         """
+        need([*self.prompt.columns, *(self.columns or {}).values()], rows, format="prompt", ways=WAYS)
         columns = self._columns_beside_prompt(rows)
-        need([*self.prompt.columns, *columns.values()], rows, format="prompt", ways=WAYS)
 
         def read(row: Row) -> PromptRow:
             beside = {new: row.get(old) for new, old in columns.items()}

@@ -118,7 +118,11 @@ def load_rows(source: Source, *, split: str = "train", subset: str | None = None
                 f"{source if isinstance(source, str | Path) else 'rows in memory'}: a file has no splits; "
                 "for validation give another file (`val_path`) or hold rows out (`val_fraction`)."
             )
-        rows = _rows_of_file(source) if isinstance(source, str | Path) else _copy_rows(source)
+        if isinstance(source, str | Path):
+            made, lines = read_file(source)
+            rows = Rows(made, str(source), lines, by_line=lines is not None)
+        else:
+            rows = _copy_rows(source)
     if len(rows) == 0:
         raise ValueError(f"{rows.source or 'the list given'}: there are no rows; at least one is needed.")
     return rows
@@ -132,11 +136,6 @@ def has_splits(source: str | Path) -> bool:
     # A name on the Hub has at most one slash; a `Path`, and what begins like one, is meant to be a file.
     looks_like_path = isinstance(source, Path) or source.startswith((".", "/", "~")) or source.count("/") > 1
     return not (path.is_file() or path.suffix.lower() in READERS or looks_like_path)
-
-
-def _rows_of_file(source: str | Path) -> Rows:
-    rows, numbers, by_line = read_file(source)
-    return Rows(rows, str(source), numbers, by_line)
 
 
 def _copy_rows(source: Sequence[Mapping[str, Any]]) -> Rows:

@@ -56,6 +56,7 @@ def test_a_dialogue_that_asks_nothing_is_wrong_or_left_out():
     with pytest.raises(ValueError, match="row 1: the last message of a prompt must be one to answer"):
         chosen(rows)
     assert len(chosen(rows, drop_invalid=True, max_dropped=0.5).examples("train")) == 1
+    assert len(prompts(rows, drop_invalid=True, max_dropped=0.5).train_rows) == 1
 
 
 def test_each_prompt_comes_once_and_none_of_validation_is_trained_on():
@@ -82,3 +83,5 @@ def test_long_prompts_are_left_out_and_counted(word_tokenizer, caplog):
 def test_an_unknown_view_is_refused():
     with pytest.raises(ValueError, match="`view` must be one of pairs, chosen, prompts, got 'chosn'"):
         PreferenceDataModule(PAIRS, view="chosn")
+    with pytest.raises(ValueError, match=r"give the Trainer what `viewed\(\)` makes"):
+        PreferenceDataModule(PAIRS, view="prompts").setup("fit")
