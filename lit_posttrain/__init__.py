@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_posttrain.algos.critic import Critic
     from lit_posttrain.algos.dpo import DPO
     from lit_posttrain.algos.grpo import GRPO
     from lit_posttrain.algos.ppo import PPO
@@ -11,14 +12,19 @@ if TYPE_CHECKING:
     from lit_posttrain.algos.reward_model import RewardModel
     from lit_posttrain.algos.rloo import RLOO
     from lit_posttrain.algos.sft import SFT
+    from lit_posttrain.batching.tokens import MicroBatch, Rollout
     from lit_posttrain.data.instruct import InstructDataModule
     from lit_posttrain.data.preferences import PreferenceDataModule
     from lit_posttrain.data.prompts import PromptDataModule
     from lit_posttrain.files.checkpoints import AtomicCheckpointIO
-    from lit_posttrain.models.loading import Pretrained
+    from lit_posttrain.functional.policy_losses import PolicyLoss
+    from lit_posttrain.models.loading import BuiltModel, Pretrained
     from lit_posttrain.models.lora import Lora
+    from lit_posttrain.modules.offline import OfflineModule
+    from lit_posttrain.modules.online import OnlineModule, TokenLossInputs
+    from lit_posttrain.modules.post_training import PostTrainingModule
     from lit_posttrain.rewards.protocol import RewardFunctions
-    from lit_posttrain.rollout.sampling import Sampling
+    from lit_posttrain.rollout.options import Rollouts, Sampling, Validation
 
 __version__ = "0.1.0"
 
@@ -29,15 +35,26 @@ __all__ = [
     "RLOO",
     "SFT",
     "AtomicCheckpointIO",
+    "BuiltModel",
+    "Critic",
     "InstructDataModule",
     "Lora",
+    "MicroBatch",
+    "OfflineModule",
+    "OnlineModule",
+    "PolicyLoss",
+    "PostTrainingModule",
     "PreferenceDataModule",
     "Pretrained",
     "PromptDataModule",
     "ReinforcePlusPlus",
     "RewardFunctions",
     "RewardModel",
+    "Rollout",
+    "Rollouts",
     "Sampling",
+    "TokenLossInputs",
+    "Validation",
     "__version__",
 ]
 
@@ -56,7 +73,18 @@ _HOME = {
     "PromptDataModule": "lit_posttrain.data.prompts",
     "RewardFunctions": "lit_posttrain.rewards.protocol",
     "RewardModel": "lit_posttrain.algos.reward_model",
-    "Sampling": "lit_posttrain.rollout.sampling",
+    "BuiltModel": "lit_posttrain.models.loading",
+    "Critic": "lit_posttrain.algos.critic",
+    "MicroBatch": "lit_posttrain.batching.tokens",
+    "Rollout": "lit_posttrain.batching.tokens",
+    "PolicyLoss": "lit_posttrain.functional.policy_losses",
+    "OfflineModule": "lit_posttrain.modules.offline",
+    "OnlineModule": "lit_posttrain.modules.online",
+    "TokenLossInputs": "lit_posttrain.modules.online",
+    "PostTrainingModule": "lit_posttrain.modules.post_training",
+    "Rollouts": "lit_posttrain.rollout.options",
+    "Validation": "lit_posttrain.rollout.options",
+    "Sampling": "lit_posttrain.rollout.options",
 }
 
 

@@ -26,13 +26,13 @@ from lit_posttrain.models.weights import tensors_sha256
 from tests.composing import compose_train
 
 GENERATED = ["data.path.num_validation=4", "data.val_batch_size=4", "algo.sampling.max_new_tokens=8"]
-PROMPTS = [*GENERATED, "data.path.num_prompts=10", "data.batch_size=4", "algo.val_samples=2"]
+PROMPTS = [*GENERATED, "data.path.num_prompts=10", "data.batch_size=4", "algo.validation.num_samples=2"]
 PAIRS = ["data.path.num_pairs=20", "data.batch_size=8", "data.path.num_validation=4", "data.val_batch_size=4"]
 VALIDATED_PROMPTS = [
     "data.val_prompts.path.num_validation=4",
     "data.val_prompts.val_batch_size=4",
     "algo.sampling.max_new_tokens=8",
-    "algo.val_samples=2",
+    "algo.validation.num_samples=2",
 ]
 
 # An epoch has three rollouts or three optimiser steps.
@@ -41,13 +41,13 @@ ALGORITHMS: dict[str, list[str]] = {
         "algo=grpo",
         *PROMPTS,
         "algo.group_size=2",
-        "algo.num_minibatches=2",
+        "algo.rollouts.num_minibatches=2",
         "algo.kl_coef=0.05",
         "algo.scale=none",
     ],
-    "ppo": ["algo=ppo", *PROMPTS, "algo.group_size=2", "algo.num_epochs=2", "algo.kl_target=0.5", "algo.target_kl=0.5"],
+    "ppo": ["algo=ppo", *PROMPTS, "algo.group_size=2", "algo.rollouts.num_epochs=2", "algo.kl_target=0.5", "algo.target_kl=0.5"],
     "rloo": ["algo=rloo", *PROMPTS, "algo.group_size=2"],
-    "reinforce_pp": ["algo=reinforce_pp", *PROMPTS, "algo.num_minibatches=2"],
+    "reinforce_pp": ["algo=reinforce_pp", *PROMPTS, "algo.rollouts.num_minibatches=2"],
     "sft": [
         *("algo=sft", "data.path.num_demonstrations=20", "data.batch_size=8", "data.path.num_validation=4"),
         *("data.val_batch_size=4", *VALIDATED_PROMPTS),

@@ -14,7 +14,7 @@ SMALL = [
     "+trainer.enable_progress_bar=false",
     "data.batch_size=2",
     "algo.group_size=2",
-    "algo.val_samples=1",
+    "algo.validation.num_samples=1",
     "algo.sampling.max_new_tokens=4",
 ]
 GRID = [*SMALL, "data.path.num_prompts=2", "data.path.num_validation=2"]

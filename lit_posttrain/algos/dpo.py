@@ -1,31 +1,24 @@
 """Direct preference optimisation and its relatives."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
-from transformers import PreTrainedTokenizerBase, get_linear_schedule_with_warmup
 
-from lit_posttrain.algos.policy_module import PolicySource
 from lit_posttrain.algos.preference_objectives import PreferenceObjective, find_objective, used_numbers
 from lit_posttrain.algos.reference_table import ReferenceTable
-from lit_posttrain.algos.supervised_module import SupervisedModule
-from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
-from lit_posttrain.batching import StepPart, SupervisedBatch, TwinBatch
-from lit_posttrain.batching.ranks import Means
+from lit_posttrain.batching import Means, StepPart, SupervisedBatch, TwinBatch
 from lit_posttrain.functional import aggregate, sequence_logprobs
-from lit_posttrain.models.networks.reference import Reference
-from lit_posttrain.rollout.sampling import Sampling
+from lit_posttrain.models.source import Model, ModelSource
+from lit_posttrain.modules.defaults import linear_to_zero, offline_adamw
+from lit_posttrain.modules.offline import OfflineModule
+from lit_posttrain.modules.post_training import MakeOptimizer, MakeScheduler
+from lit_posttrain.rollout.options import Sampling, Validation
 
-WARMUP = 0.1  # of all steps
 
-
-class DPO(SupervisedModule):
+class DPO(OfflineModule):
     r"""Learns from preferences without a reward model: likelihoods of completions are their rewards.
 
     With :math:`h = \log\pi(y|x) - \log\pi_{ref}(y|x)`, the sum over the supervised tokens of a completion, and
@@ -48,64 +41,52 @@ class DPO(SupervisedModule):
     completions become less likely and the rejected ones even less.
 
     Args:
-        policy: name or path of a model, a `Pretrained`, a built model, or a function that builds one.
+        policy: the model to start from: a name or path, a `Pretrained`, a `BuiltModel`, a built model, or a function
+            that builds one.
         loss: a name, or a `PairObjective` of your own.
-        tokenizer: needed with a built model that carries no name, otherwise found by the policy's name.
-        scores: validation metrics of completions by name; None = those that the DataModule brings.
         beta: :math:`\beta`, reward per nat; of `orpo` the weight of the odds ratio.
         label_smoothing: of `sigmoid` (cDPO) and `robust`: the share of pairs whose label is taken to be wrong, in
             [0, 0.5).
         margin: of `simpo`: :math:`\gamma`, by how much the reward of the chosen one should lead.
         desirable_weight: of `kto`.
         undesirable_weight: of `kto`.
-        length_normalised: compare means per token instead of sums; None = what the loss is published with: means for
+        length_normalized: compare means per token instead of sums; None = what the loss is published with: means for
             `ipo`, `simpo` and `orpo`, of which the last two can do with means alone.
         precompute_reference: compute the reference's log-probs of all rows once before training and keep them by row,
             instead of keeping a second model (with an adapter there is none; this saves its forward). In the first
             epoch they are those of the online reference to the bit.
         sampling: how completions are drawn in validation.
-        generation_batch_size: see `GRPO`.
-        val_samples: samples of each validation prompt, beside the greedy completion.
+        validation: how completions are judged in validation.
         optimizer: makes the optimiser; None = AdamW with lr 1e-6, betas 0.9 and 0.95, no weight decay.
         scheduler: makes the schedule; None = linear to 0 after a warm-up over 10 % of the steps.
-        logits_chunk_size: see `GRPO`.
 
     Raises:
         ValueError: if there is no such loss, or a number is out of its range or means nothing to the loss.
     """
 
+    unsaved = (*OfflineModule.unsaved, "loss")
+
     def __init__(
         self,
-        policy: PolicySource,
+        policy: Model,
         loss: str | PreferenceObjective = "sigmoid",
         *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        scores: Mapping[str, Callable[..., Any]] | None = None,
         beta: float = 0.1,
         label_smoothing: float = 0.0,
         margin: float = 0.0,
         desirable_weight: float = 1.0,
         undesirable_weight: float = 1.0,
-        length_normalised: bool | None = None,
+        length_normalized: bool | None = None,
         precompute_reference: bool = False,
         sampling: Sampling | Mapping[str, Any] | None = None,
-        generation_batch_size: int | None = None,
-        val_samples: int = 4,
+        validation: Validation | Mapping[str, Any] | None = None,
         optimizer: MakeOptimizer | None = None,
         scheduler: MakeScheduler | None = None,
-        logits_chunk_size: int = 512,
     ) -> None:
-        super().__init__(
-            policy,
-            tokenizer=tokenizer,
-            scores=scores,
-            sampling=sampling,
-            generation_batch_size=generation_batch_size,
-            val_samples=val_samples,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            logits_chunk_size=logits_chunk_size,
-        )
+        super().__init__(ModelSource(policy, argument="policy"), optimizer=optimizer, scheduler=scheduler)
+        if isinstance(loss, str):
+            self.save_hyperparameters({"loss": loss})
+        self.judge_completions(sampling, validation)
         self.objective = find_objective(loss)
         self.loss_name = loss if isinstance(loss, str) else type(loss).__name__
         given = {
@@ -116,20 +97,18 @@ class DPO(SupervisedModule):
         }
         self.numbers = used_numbers(self.objective, self.loss_name, beta, given)
         self.beta = beta
-        self.length_normalised = self._normalises(length_normalised)
+        self.length_normalized = self._normalizes(length_normalized)
         self.precompute_reference = precompute_reference
         if precompute_reference and self.objective.uses_mismatches:
             raise ValueError(
                 f"`precompute_reference` does not go with `loss={self.loss_name}`: which prompts and completions are "
                 "mismatched differs from epoch to epoch. Leave it off."
             )
-        self.reference: Reference | None = None
         self._table = ReferenceTable()
+        if precompute_reference and self.objective.needs_reference:
+            self.states["reference_logprobs"] = self._table  # the weights that they are computed with will be gone
         self._kl = torch.zeros(())
         self._means = Means(("loss", "accuracy", "chosen", "rejected", "logp_w", "logp_l"))
-        ignored = ["policy", "tokenizer", "scores", "optimizer", "scheduler", "sampling"]
-        self.save_hyperparameters(ignore=ignored if isinstance(loss, str) else [*ignored, "loss"])
-        self.save_hyperparameters({"sampling": asdict(self.sampling)})
 
     @property
     def batch_kind(self) -> type[TwinBatch]:
@@ -142,84 +121,50 @@ class DPO(SupervisedModule):
         return f"`loss={self.loss_name}` learns from {self.objective.rows}"
 
     def default_optimizer(self) -> MakeOptimizer:
-        """AdamW with lr 1e-6, betas 0.9 and 0.95, no weight decay."""
-        return partial(torch.optim.AdamW, lr=1e-6, betas=(0.9, 0.95), weight_decay=0.0)
+        """Give AdamW with lr 1e-6, betas 0.9 and 0.95, no weight decay."""
+        return offline_adamw(1e-6)
 
     def default_scheduler(self) -> MakeScheduler:
-        """Linear to 0 over the steps of the Trainer, after a warm-up."""
+        """Give a line to 0 over the steps of the Trainer, after a warm-up over 10 % of them."""
+        return linear_to_zero(self, warmup=0.1)
 
-        def linear(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-            steps = int(self.trainer.estimated_stepping_batches)
-            return get_linear_schedule_with_warmup(optimizer, round(WARMUP * steps), steps)
-
-        return linear
-
-    def build_networks(self) -> None:
-        """Load the policy, and keep it where a reference is needed: before any checkpoint is restored."""
-        super().build_networks()
-        keeps_copy = self.objective.needs_reference and not self.precompute_reference
-        if keeps_copy and self.reference is None:
-            self.reference = self.make_reference()
-
-    def shard_networks(self, mesh: DeviceMesh) -> None:
-        """Those of the reference, too."""
-        super().shard_networks(mesh)
-        if self.reference is not None:
-            if self.packs_rows:
-                self.reference.policy.check_packing()
-            self.reference.shard(mesh, self.convert)
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether the initial policy is kept: not where all its log-probs are known beforehand."""
+        return self.objective.needs_reference and not self.precompute_reference
 
     def on_fit_start(self) -> None:
-        """Get the reference ready, while the policy is still as it was."""
+        """Compute the reference's log-probs, while the policy is still as it was."""
         super().on_fit_start()
-        self._prepare_reference("train", "validation")
+        self._precompute("train", "validation")
 
     def on_validation_start(self) -> None:
         """Get the reference ready where there is no fit."""
         super().on_validation_start()
         if self.trainer.state.fn == TrainerFn.VALIDATING:
-            self._prepare_reference("validation")
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """With the reference's log-probs: the weights that they were computed with are gone."""
-        super().on_save_checkpoint(checkpoint)
-        if self.precompute_reference:
-            checkpoint["reference_logprobs"] = self._table.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take stored log-probs of the reference.
-
-        Raises:
-            ValueError: if they are asked for and were not stored.
-        """
-        super().on_load_checkpoint(checkpoint)
-        if self.precompute_reference and self.objective.needs_reference:
-            if "reference_logprobs" not in checkpoint:
-                raise ValueError(
-                    "the checkpoint has no log-probs of the reference: its run had `precompute_reference=False`. "
-                    "Resume with the same setting."
-                )
-            self._table.load_state_dict(checkpoint["reference_logprobs"])
+            if self.reference is not None:
+                self.reference.to(self.device, self.convert)
+            self._precompute("validation")
 
     def loss(self, batch: StepPart[TwinBatch]) -> Tensor:
-        """This micro-batch's share of the optimiser step's loss: ()."""
+        """Compute this micro-batch's share of the optimiser step's loss: ()."""
+        self.check_part(batch)
         values, sums, entropy = self._values(batch, "train")
         losses = self.objective.losses(batch.batch, values, self._kl, self.numbers)
         loss = aggregate(losses[:, None], batch.batch.row_mask[:, None], "token", normalizer=batch.normalizer)
         mask = self.objective.sequences(batch.batch).loss_mask
         rewards, logprobs = (self.objective.sides(batch.batch, each) for each in (self.beta * values, sums))
-        self._statistics.add("loss", loss)
-        self._statistics.add("tokens", mask)
-        self._statistics.add("entropy", entropy, mask)
-        self._statistics.add("num_chosen", rewards.chosen_mask)
-        self._statistics.add("num_rejected", rewards.rejected_mask)
+        self.statistics.add("tokens", mask)
+        self.statistics.add("entropy", entropy, mask)
+        self.statistics.add("num_chosen", rewards.chosen_mask)
+        self.statistics.add("num_rejected", rewards.rejected_mask)
         for name, sides in (("reward", rewards), ("logprob", logprobs)):
-            self._statistics.add(f"chosen_{name}", sides.chosen, sides.chosen_mask)
-            self._statistics.add(f"rejected_{name}", sides.rejected, sides.rejected_mask)
+            self.statistics.add(f"chosen_{name}", sides.chosen, sides.chosen_mask)
+            self.statistics.add(f"rejected_{name}", sides.rejected, sides.rejected_mask)
         return loss
 
     def step_metrics(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The loss, and means over the completions of each side."""
+        """Give the loss, and means over the completions of each side."""
         chosen, rejected = totals["num_chosen"].clamp(min=1), totals["num_rejected"].clamp(min=1)
         rewards = totals["chosen_reward"] / chosen, totals["rejected_reward"] / rejected
         return {
@@ -233,7 +178,7 @@ class DPO(SupervisedModule):
         }
 
     def validate_rows(self, part: StepPart[TwinBatch]) -> None:
-        """Loss, rewards and log-probs of held-out rows."""
+        """Look at loss, rewards and log-probs of held-out rows."""
         batch = part.batch
         values, sums, _ = self._values(part, "validation")
         mask = batch.row_mask
@@ -246,10 +191,10 @@ class DPO(SupervisedModule):
         self._means.update("logp_l", logprobs.rejected[logprobs.rejected_mask])
 
     def row_metrics(self) -> dict[str, Tensor]:
-        """Means over all held-out rows."""
+        """Take means over all held-out rows."""
         if self._means.is_empty:
             return {}
-        means = self._means.pop(self.sum_over_ranks)
+        means = self._means.pop(self.ranks.sum)
         return {
             "val/loss": means["loss"],
             "val/accuracy": means["accuracy"],
@@ -258,24 +203,23 @@ class DPO(SupervisedModule):
             "val/rejected_logprob": means["logp_l"],
         }
 
-    def _normalises(self, given: bool | None) -> bool:
+    def _normalizes(self, given: bool | None) -> bool:
         if given is None:
-            return self.objective.length_normalised
+            return self.objective.length_normalized
         if not given and not self.objective.takes_sums:
             raise ValueError(
-                f"`length_normalised=False` does not go with `loss={self.loss_name}`: sums would make the longer "
+                f"`length_normalized=False` does not go with `loss={self.loss_name}`: sums would make the longer "
                 "completion the less likely one. Leave it out."
             )
         return given
 
     def _values(self, part: StepPart[TwinBatch], split: str) -> tuple[Tensor, Tensor, Tensor]:
-        """What the loss compares and the summed log-probs of the sequences, (S,), and the entropy of tokens, (S, C)."""
-        self.check_batch(part.batch)
+        """Compute what the loss compares and the summed log-probs of sequences, (S,), and entropies, (S, C)."""
         if self.objective.uses_mismatches and len(part.whole_step) > 0:
             self._kl = self._step_kl(part)
         assert self.policy is not None
         sequences = self.objective.sequences(part.batch)
-        statistics = self.policy(**sequences.model_inputs())
+        statistics = self.policy(sequences)
         sums = sequence_logprobs(statistics.logprobs, sequences.loss_mask)
         if not self.objective.needs_reference:
             values = sums
@@ -287,52 +231,42 @@ class DPO(SupervisedModule):
 
     @torch.no_grad()
     def _step_kl(self, part: StepPart[TwinBatch]) -> Tensor:
-        """The mean log-ratio of the mismatched completions of the whole step on all ranks: ()."""
+        """Compute the mean log-ratio of the mismatched completions of the whole step on all ranks: ()."""
         total = torch.zeros((), device=self.device)
         for batch in part.whole_step:
             sequences = batch.half(second=True)
             log_ratios = self._policy_sums(sequences) - self._reference_sums(sequences)
             total = total + self._per_token(log_ratios, sequences)[batch.row_mask].sum()
-        return self.sum_over_ranks(total) / part.normalizer
+        return self.ranks.sum(total) / part.normalizer
 
     def _per_token(self, sums: Tensor, sequences: SupervisedBatch) -> Tensor:
-        return sums / sequences.loss_mask.sum(1).clamp(min=1) if self.length_normalised else sums
+        return sums / sequences.loss_mask.sum(1).clamp(min=1) if self.length_normalized else sums
 
     def _policy_sums(self, sequences: SupervisedBatch) -> Tensor:
         assert self.policy is not None
-        return sequence_logprobs(self.policy(**sequences.model_inputs()).logprobs, sequences.loss_mask)
+        return sequence_logprobs(self.policy(sequences).logprobs, sequences.loss_mask)
 
     def _reference_sums(self, sequences: SupervisedBatch) -> Tensor:
         assert self.reference is not None
-        logprobs = self.reference.logprobs(**sequences.model_inputs(), temperature=1.0)
+        logprobs = self.reference.logprobs(sequences)
         return sequence_logprobs(logprobs, sequences.loss_mask)
 
-    def _prepare_reference(self, *splits: str) -> None:
-        if self.reference is not None:
-            self.reference.to(self.device, self.convert)
-        elif self.objective.needs_reference:
-            for split in splits:
-                self._precompute(split)
-
     @torch.no_grad()
-    def _precompute(self, split: str) -> None:
+    def _precompute(self, *splits: str) -> None:
+        if not (self.precompute_reference and self.objective.needs_reference):
+            return
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(datamodule, "every_row"):
             raise ValueError(
                 f"`precompute_reference` needs a `PreferenceDataModule`, which can go through all rows beforehand, got "
                 f"{type(datamodule).__name__}: use one, or leave it off."
             )
-        if not datamodule.encoded(split):
-            return
-        plan = datamodule.every_row(split)
-        if split in self._table:
-            self._table.check_size(split, plan.num_rows)
-            return
-        with self.trainer.precision_plugin.forward_context():
-            self._table.fill(
-                split,
-                plan,
-                lambda batch: self._policy_sums(batch.sequences),
-                device=self.device,
-                sum_over_ranks=self.sum_over_ranks,
-            )
+        for split in splits:
+            if not datamodule.encoded(split):
+                continue
+            plan = datamodule.every_row(split)
+            if split in self._table:
+                self._table.check_size(split, plan.num_rows)
+                continue
+            with self.forward_context():
+                self._table.fill(split, plan, lambda batch: self._policy_sums(batch.sequences), self.ranks, self.device)

@@ -1,18 +1,13 @@
 """Group relative policy optimisation."""
 
-import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from lit_posttrain.algos.choices import Clipping, Ratio, check_choices, check_clip_range
-from lit_posttrain.algos.policy_gradient import PolicyGradientModule
-from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
+from lit_posttrain.algos.choices import Clipping, Ratio, check_choices, check_clip_range, check_not_negative
 from lit_posttrain.batching import Rollout
 from lit_posttrain.functional import (
     AdvantageScale,
@@ -27,12 +22,14 @@ from lit_posttrain.functional import (
     overlong_penalty,
     sequence_log_ratio,
 )
-from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
-from lit_posttrain.rollout.samples import Judged
-from lit_posttrain.rollout.sampling import Sampling
+from lit_posttrain.models.source import Model
+from lit_posttrain.modules.online import OnlineModule, Rewards, TokenLossInputs
+from lit_posttrain.modules.post_training import MakeOptimizer, MakeScheduler
+from lit_posttrain.rollout.collector import MAX_RESAMPLE_BATCHES
+from lit_posttrain.rollout.options import Rollouts, Sampling, Validation
 
 
-class GRPO(PolicyGradientModule):
+class GRPO(OnlineModule):
     r"""GRPO: PPO without a value model; a completion is compared with the others of its prompt (arXiv:2402.03300).
 
     A rollout samples `group_size` completions of every prompt of a batch. With reward :math:`r_i` the advantage of
@@ -47,15 +44,11 @@ class GRPO(PolicyGradientModule):
     `dapo`, `dr_grpo`, `gspo`, `cispo`.
 
     Args:
-        policy: name or path of a model, a `Pretrained`, a built model, or a function that builds one.
+        policy: the model to start from: a name or path, a `Pretrained`, a `BuiltModel`, a built model, or a function
+            that builds one.
         rewards: one reward function `reward(prompts, completions, **columns) -> list[float | None]`, several, or
             `RewardFunctions` where they have weights.
-        tokenizer: needed with a built model that carries no name, otherwise found by the policy's name.
-        scores: validation metrics by name, functions with the signature of a reward; None = those that the
-            `PromptDataModule` brings.
         group_size: completions of each prompt, G.
-        num_minibatches: optimiser steps in one pass over a rollout.
-        num_epochs: passes over a rollout.
         ratio: "token", or "sequence" for the geometric mean of a completion's ratios, the same at each of its tokens
             (GSPO, arXiv:2507.18071).
         clipping: what the clip range bounds: "surrogate", the objective above; or "weight", the detached ratio by
@@ -74,15 +67,13 @@ class GRPO(PolicyGradientModule):
         overlong_fraction: the last part of `sampling.max_new_tokens` over which a penalty on the reward builds up, as a
             share (DAPO's soft overlong punishment, `functional.overlong_penalty`); None = no penalty.
         overlong_factor: the largest penalty, in units of reward.
-        max_refills: dynamic sampling (DAPO): drop groups whose rewards are all equal and sample further prompts in
-            their place, from up to this many further prompt batches; 0 = keep all groups.
+        max_resample_batches: dynamic sampling (DAPO): drop groups whose rewards are all equal and sample further
+            prompts in their place, from up to this many further prompt batches; 0 = keep all groups.
         sampling: how completions are drawn, in rollouts and in sampled validation.
-        generation_batch_size: completions decoded together, a knob of memory and speed; None = all.
-        val_samples: samples of each validation prompt, beside the greedy completion.
-        seed: of all that is drawn in rollouts.
+        rollouts: how a rollout is made and used.
+        validation: how the policy is judged in validation.
         optimizer: makes the optimiser from the parameters; None = AdamW with lr 1e-6 and no weight decay.
         scheduler: makes the schedule from the optimiser; None = linear warm-up over 10 steps, then constant.
-        logits_chunk_size: positions whose logits exist at the same time; bounds memory, does not change the result.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -90,14 +81,10 @@ class GRPO(PolicyGradientModule):
 
     def __init__(
         self,
-        policy: PolicySource,
-        rewards: RewardFunctions | RewardFunction | Sequence[RewardFunction],
+        policy: Model,
+        rewards: Rewards,
         *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        scores: Mapping[str, Callable[..., Any]] | None = None,
         group_size: int = 8,
-        num_minibatches: int = 1,
-        num_epochs: int = 1,
         ratio: Ratio = "token",
         clipping: Clipping = "surrogate",
         clip_low: float = 0.2,
@@ -112,129 +99,108 @@ class GRPO(PolicyGradientModule):
         mask_truncated: bool = False,
         overlong_fraction: float | None = None,
         overlong_factor: float = 1.0,
-        max_refills: int = 0,
+        max_resample_batches: int = 0,
         sampling: Sampling | Mapping[str, Any] | None = None,
-        generation_batch_size: int | None = None,
-        val_samples: int = 4,
-        seed: int = 0,
+        rollouts: Rollouts | Mapping[str, Any] | None = None,
+        validation: Validation | Mapping[str, Any] | None = None,
         optimizer: MakeOptimizer | None = None,
         scheduler: MakeScheduler | None = None,
-        logits_chunk_size: int = 512,
     ) -> None:
         super().__init__(
             policy,
             rewards,
-            tokenizer=tokenizer,
-            scores=scores,
             group_size=group_size,
-            num_minibatches=num_minibatches,
-            num_epochs=num_epochs,
-            needs_reference=kl_coef > 0,
-            max_refills=max_refills,
             sampling=sampling,
-            generation_batch_size=generation_batch_size,
-            val_samples=val_samples,
-            seed=seed,
+            rollouts=rollouts,
+            validation=validation,
             optimizer=optimizer,
             scheduler=scheduler,
-            logits_chunk_size=logits_chunk_size,
         )
-        if group_size < 2:
-            raise ValueError(f"`group_size` must be >= 2, got {group_size}: GRPO compares completions of one prompt.")
-        check_choices(
-            ratio=ratio,
-            clipping=clipping,
-            kl_value=kl_value,
-            kl_gradient=kl_gradient,
-            scale=scale,
-            aggregation=aggregation,
-        )
-        if clipping == "surrogate":
-            check_clip_range(clip_low, clip_high)
-        elif not (0 <= clip_low <= 1 and clip_high >= 0):
-            raise ValueError(
-                f'`clip_low` must be in [0, 1] and `clip_high` >= 0 with clipping="weight", got {clip_low} and '
-                f"{clip_high}: the weight is clipped to [1 - clip_low, 1 + clip_high]."
-            )
-        if dual_clip is not None and clipping == "weight":
-            raise ValueError('`dual_clip` bounds the loss of clipping="surrogate": leave it None with "weight".')
-        if dual_clip is not None and dual_clip <= 1:
-            raise ValueError(f"`dual_clip` must be > 1 or None, got {dual_clip}: it bounds ratios above 1.")
-        for name, coefficient in (("kl_coef", kl_coef), ("entropy_coef", entropy_coef)):
-            if not 0 <= coefficient < math.inf:
-                raise ValueError(f"`{name}` must be finite and >= 0, got {coefficient}.")
-        if kl_coef > 0 and scale == "group":
-            warnings.warn(
-                'a KL term in the loss together with scale="group" weighs the KL differently for each prompt (by the '
-                'standard deviation of its rewards), which moves the optimum. Consider scale="none" or kl_coef=0.',
-                stacklevel=2,
-            )
-        if overlong_fraction is not None and not 0 < overlong_fraction <= 1:
-            raise ValueError(
-                f"`overlong_fraction` must be None or in (0, 1], got {overlong_fraction}: it is a share of "
-                "`sampling.max_new_tokens`."
-            )
-        if not 0 <= overlong_factor < math.inf:
-            raise ValueError(f"`overlong_factor` must be finite and >= 0, got {overlong_factor}: it is subtracted.")
-        if overlong_fraction is not None and mask_truncated:
-            warnings.warn(
-                "`mask_truncated` leaves out the completions that `overlong_fraction` punishes most; they still count "
-                "in the mean of their group. One of the two is usually enough.",
-                stacklevel=2,
-            )
-        self.ratio: Ratio = ratio
-        self.clipping: Clipping = clipping
-        self.clip_low = clip_low
-        self.clip_high = clip_high
-        self.dual_clip = dual_clip
-        self.kl_coef = kl_coef
-        self.kl_value: KLEstimator = kl_value
-        self.kl_gradient: KLGradient = kl_gradient
+        self.ratio, self.clipping = ratio, clipping
+        self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
+        self.kl_coef, self.kl_value, self.kl_gradient = kl_coef, kl_value, kl_gradient
         self.entropy_coef = entropy_coef
-        self.scale: AdvantageScale = scale
-        self.aggregation: Aggregation = aggregation
+        self.scale, self.aggregation = scale, aggregation
         self.mask_truncated = mask_truncated
-        self.overlong_fraction = overlong_fraction
-        self.overlong_factor = overlong_factor
-        self.save_hyperparameters(
-            ignore=["policy", "rewards", "tokenizer", "scores", "optimizer", "scheduler", "sampling"]
-        )
-        self.save_hyperparameters({"sampling": asdict(self.sampling)})
+        self.overlong_fraction, self.overlong_factor = overlong_fraction, overlong_factor
+        self.max_resample_batches = max_resample_batches
+        self._check()
 
-    def penalties(self, rollout: Rollout, judged: Judged) -> Tensor:
-        """The soft overlong punishment, (B,); 0 where there is none."""
-        lengths = rollout.completion_mask.sum(1)
+    def reward_shaping(self, rollout: Rollout) -> Tensor:
+        """Give the soft overlong punishment, (B,); 0 where there is none."""
         if self.overlong_fraction is None:
-            return torch.zeros_like(lengths)
+            return torch.zeros_like(rollout.rewards)
         longest = self.sampling.max_new_tokens
         buffer = max(1, round(self.overlong_fraction * longest))
+        lengths = rollout.completion_mask.sum(1)
         return overlong_penalty(lengths, max_length=longest, buffer=buffer, factor=self.overlong_factor)
 
     def advantages(self, rewards: Tensor) -> Tensor:
-        """Rewards relative to their group, (B,) to (B,)."""
+        """Compare rewards with their group, (B,) to (B,)."""
         return group_advantages(rewards, group_size=self.group_size, scale=self.scale)
 
-    def learning_tokens(self, loss_mask: Tensor, advantages: Tensor) -> Tensor:
-        """Tokens with an advantage, or all where KL or entropy have a gradient of their own."""
-        regularised = self.kl_coef > 0 or self.entropy_coef > 0
-        return loss_mask.sum() if regularised else super().learning_tokens(loss_mask, advantages)
+    def learning_mask(self, rollout: Rollout) -> Tensor:
+        """Tell which tokens have a gradient: all where KL or entropy have one of their own, (B, C)."""
+        regularized = self.kl_coef > 0 or self.entropy_coef > 0
+        return rollout.loss_mask if regularized else rollout.loss_mask & (rollout.advantages != 0)
 
-    def token_loss(self, logprobs: Tensor, old_logprobs: Tensor, entropy: Tensor, rollout: Rollout) -> PolicyLoss:
-        """The policy-gradient term, the KL term and the entropy bonus of each token, (B, C)."""
-        loss, clipped = self.policy_loss(logprobs, old_logprobs, rollout.advantages, rollout.loss_mask)
-        if rollout.ref_logprobs is not None:
-            loss = loss + self.kl_coef * kl_penalty(
-                logprobs, rollout.ref_logprobs, old_logprobs, value=self.kl_value, gradient=self.kl_gradient
-            )
-        return PolicyLoss(loss - self.entropy_coef * entropy, clipped)
-
-    def policy_loss(self, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor) -> PolicyLoss:
-        """The policy-gradient term alone, (B, C)."""
-        log_ratio = logprobs - old_logprobs
+    def token_loss(self, inputs: TokenLossInputs) -> PolicyLoss:
+        """Compute the policy-gradient term, the KL term and the entropy bonus of each token, (B, C)."""
+        log_ratio = inputs.logprobs - inputs.old_logprobs
         if self.ratio == "sequence":
-            log_ratio = sequence_log_ratio(log_ratio, mask, reduction="mean")
+            log_ratio = sequence_log_ratio(log_ratio, inputs.mask, reduction="mean")
+        bounds = {"clip_low": self.clip_low, "clip_high": self.clip_high}
         if self.clipping == "weight":
-            return cispo_loss(logprobs, log_ratio, advantages, clip_low=self.clip_low, clip_high=self.clip_high)
-        return clipped_policy_loss(
-            log_ratio, advantages, clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip
-        )
+            loss, clipped = cispo_loss(inputs.logprobs, log_ratio, inputs.advantages, **bounds)
+        else:
+            loss, clipped = clipped_policy_loss(log_ratio, inputs.advantages, **bounds, dual_clip=self.dual_clip)
+        if inputs.ref_logprobs is not None:
+            loss = loss + self.kl_coef * kl_penalty(
+                inputs.logprobs,
+                inputs.ref_logprobs,
+                inputs.old_logprobs,
+                value=self.kl_value,
+                gradient=self.kl_gradient,
+            )
+        return PolicyLoss(loss - self.entropy_coef * inputs.entropy, clipped)
+
+    def _check(self) -> None:
+        if self.group_size < 2:
+            raise ValueError(
+                f"`group_size` must be >= 2, got {self.group_size}: GRPO compares completions of one prompt."
+            )
+        for name in ("ratio", "clipping", "kl_value", "kl_gradient", "scale", "aggregation"):
+            check_choices(**{name: getattr(self, name)})
+        if self.clipping == "surrogate":
+            check_clip_range(self.clip_low, self.clip_high, dual_clip=self.dual_clip)
+        elif self.dual_clip is not None:
+            raise ValueError('`dual_clip` bounds the loss of clipping="surrogate": leave it None with "weight".')
+        elif not (0 <= self.clip_low <= 1 and self.clip_high >= 0):
+            raise ValueError(
+                f'`clip_low` must be in [0, 1] and `clip_high` >= 0 with clipping="weight", got {self.clip_low} and '
+                f"{self.clip_high}: the weight is clipped to [1 - clip_low, 1 + clip_high]."
+            )
+        for name in ("kl_coef", "entropy_coef", "overlong_factor"):
+            check_not_negative(**{name: getattr(self, name)})
+        if not 0 <= self.max_resample_batches < MAX_RESAMPLE_BATCHES:
+            raise ValueError(
+                f"`max_resample_batches` must be from 0 to {MAX_RESAMPLE_BATCHES - 1}, got "
+                f"{self.max_resample_batches}: further prompt batches."
+            )
+        if self.overlong_fraction is not None and not 0 < self.overlong_fraction <= 1:
+            raise ValueError(
+                f"`overlong_fraction` must be None or in (0, 1], got {self.overlong_fraction}: it is a share of "
+                "`sampling.max_new_tokens`."
+            )
+        if self.kl_coef > 0 and self.scale == "group":
+            warnings.warn(
+                'a KL term in the loss together with scale="group" weighs the KL differently for each prompt (by the '
+                'standard deviation of its rewards), which moves the optimum. Consider scale="none" or kl_coef=0.',
+                stacklevel=3,
+            )
+        if self.overlong_fraction is not None and self.mask_truncated:
+            warnings.warn(
+                "`mask_truncated` leaves out the completions that `overlong_fraction` punishes most; they still count "
+                "in the mean of their group. One of the two is usually enough.",
+                stacklevel=3,
+            )

@@ -1,6 +1,8 @@
-"""The coefficient of the KL penalty from rollout to rollout."""
+"""How far a policy may go: from its reference over a run, from the policy that sampled over a rollout."""
 
 from typing import Any
+
+from torch import Tensor
 
 from lit_posttrain.functional import adapted_kl_coef
 
@@ -14,7 +16,7 @@ class KLControl:
     Args:
         kl_coef: to begin with.
         target: nats per sequence; None = the coefficient is fixed.
-        horizon: see `functional.adapted_kl_coef`.
+        horizon: sequences over which it adapts (`functional.adapted_kl_coef`).
     """
 
     def __init__(self, kl_coef: float, *, target: float | None, horizon: int) -> None:
@@ -57,3 +59,39 @@ class KLControl:
         """Go on from there."""
         self.kl_coef, self._index = state["kl_coef"], state["index"]
         self._measured = None if state["measured"] is None else (state["measured"][0], int(state["measured"][1]))
+
+
+class RolloutBound:
+    """Ends the use of a rollout where the policy has gone too far from the one that sampled.
+
+    The weights stay as they are in the step that is too far and in the others of its rollout; they still count.
+
+    Args:
+        target: the largest KL, in nats per token; None = there is no bound.
+    """
+
+    def __init__(self, target: float | None) -> None:
+        self._target = target
+        self.is_over = False
+
+    @property
+    def bounds(self) -> bool:
+        """Whether there is a bound."""
+        return self._target is not None
+
+    def begin(self) -> None:
+        """Learn again, from a new rollout."""
+        self.is_over = False
+
+    def measure(self, kl: Tensor) -> None:
+        """Look at the KL of a step, ()."""
+        if self._target is not None and kl > self._target:
+            self.is_over = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Say whether the rest of the current rollout is left out."""
+        return {"is_over": self.is_over}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on in the same way."""
+        self.is_over = state["is_over"]

@@ -48,7 +48,7 @@ class PreferenceObjective(ABC):
         function: the loss of each row, (B,), of the values; the subclasses say how it is called.
         numbers: the names of the numbers that it takes beside `beta`.
         needs_reference: whether the values are log-ratios.
-        length_normalised: whether they are means per token unless told otherwise.
+        length_normalized: whether they are means per token unless told otherwise.
         takes_sums: whether it can do with sums.
 
     Attributes:
@@ -60,7 +60,7 @@ class PreferenceObjective(ABC):
     function: Callable[..., Tensor]
     numbers: tuple[str, ...] = ()
     needs_reference: bool = True
-    length_normalised: bool = False
+    length_normalized: bool = False
     takes_sums: bool = True
     batch_kind: ClassVar[Any]
     rows: ClassVar[str]
@@ -172,15 +172,15 @@ OBJECTIVES: dict[str, PreferenceObjective] = {
     "sigmoid": PairObjective(dpo_loss, numbers=("label_smoothing",)),
     "robust": PairObjective(robust_dpo_loss, numbers=("label_smoothing",)),
     "hinge": PairObjective(hinge_loss),
-    "ipo": PairObjective(ipo_loss, length_normalised=True),
+    "ipo": PairObjective(ipo_loss, length_normalized=True),
     "apo_zero": PairObjective(apo_zero_loss),
     "apo_down": PairObjective(apo_down_loss),
     "nca": PairObjective(nca_loss),
     "sppo": PairObjective(sppo_loss),
     "simpo": PairObjective(
-        simpo_loss, numbers=("margin",), needs_reference=False, length_normalised=True, takes_sums=False
+        simpo_loss, numbers=("margin",), needs_reference=False, length_normalized=True, takes_sums=False
     ),
-    "orpo": PairObjective(orpo_loss, needs_reference=False, length_normalised=True, takes_sums=False),
+    "orpo": PairObjective(orpo_loss, needs_reference=False, length_normalized=True, takes_sums=False),
     "kto": JudgedObjective(kto_loss, numbers=("desirable_weight", "undesirable_weight")),
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_posttrain.batching import StepPart, TwinBatch
+from lit_posttrain.batching import Ranks, StepPart, TwinBatch
 from lit_posttrain.data.step_plan import StepPlan
 
 
@@ -27,9 +27,8 @@ class ReferenceTable:
         split: str,
         plan: StepPlan,
         logprob_sums: Callable[[TwinBatch], Tensor],
-        *,
+        ranks: Ranks,
         device: torch.device,
-        sum_over_ranks: Callable[[Tensor], Tensor],
     ) -> None:
         """Compute every row of a split.
 
@@ -37,8 +36,8 @@ class ReferenceTable:
             split: its name.
             plan: comes to every row once, over all ranks.
             logprob_sums: of the 2B sequences of a batch, (2B,).
+            ranks: the processes that share the rows out.
             device: where batches go.
-            sum_over_ranks: all-reduce.
         """
         sums: Tensor | None = None
         for part in plan.parts(0):
@@ -50,7 +49,7 @@ class ReferenceTable:
             assert moved.numbers is not None
             sums[moved.numbers[real]] = both[real]
         assert sums is not None
-        self._sums[split] = sum_over_ranks(sums)  # a row is one rank's, and 0 elsewhere
+        self._sums[split] = ranks.sum(sums)  # a row is one rank's, and 0 elsewhere
 
     def look_up(self, split: str, part: StepPart[TwinBatch]) -> Tensor:
         """The sums of the 2B sequences of a micro-batch, (2B,).

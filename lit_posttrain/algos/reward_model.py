@@ -9,25 +9,25 @@ from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from lit_posttrain.algos.choices import ScoreNormalization, check_choices
-from lit_posttrain.algos.language_model_module import UNAVERAGED, LanguageModelModule, ModelSource
-from lit_posttrain.algos.supervised_defaults import supervised_adamw, warmup_cosine
-from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
+from lit_posttrain.algos.choices import ScoreNormalization, check_choices, check_not_negative
 from lit_posttrain.batching import PreferenceBatch, StepPart
 from lit_posttrain.data.loaders import StepLoader
 from lit_posttrain.functional import bradley_terry_loss, calibration_error, correlation, pair_accuracy
 from lit_posttrain.models.export import export_folder
-from lit_posttrain.models.loading import Pretrained
+from lit_posttrain.models.networks.policy import evaluation_mode
 from lit_posttrain.models.networks.reward import RewardNetwork, classifier_config
 from lit_posttrain.models.sharding import full_state_dict
+from lit_posttrain.models.source import UNAVERAGED, Model, ModelSource
 from lit_posttrain.models.tokenizers import with_own_pad_token
-from lit_posttrain.rollout.experience import evaluation_mode
+from lit_posttrain.modules.defaults import cosine_to_zero, offline_adamw
+from lit_posttrain.modules.offline import OfflineModule
+from lit_posttrain.modules.post_training import MakeOptimizer, MakeScheduler
 
 
-class RewardModel(LanguageModelModule):
+class RewardModel(OfflineModule):
     r"""A scalar head on a language model, trained on preference pairs by the model of Bradley and Terry.
 
     The loss of a pair is :math:`-\log\sigma(r_c - r_r - \lambda m) + \eta (r_c + r_r)^2` with the scores :math:`r` of
@@ -41,10 +41,8 @@ class RewardModel(LanguageModelModule):
     scores to `AutoModelForSequenceClassification`.
 
     Args:
-        model: the causal language model to start from: name or path, a `Pretrained`, a built model, or a function that
-            builds one.
-        tokenizer: needed with a built model that carries no name, otherwise found by the model's name. One without a
-            pad token of its own gets one.
+        model: the causal language model to start from: a name or path, a `Pretrained`, a `BuiltModel`, a built model,
+            or a function that builds one. A tokenizer without a pad token of its own gets one.
         centering: :math:`\eta`, weight of the term that draws scores to 0; 0.01 in arXiv:2312.09244.
         margin_scale: :math:`\lambda`, units of score that a unit of the data's margin asks for; 0 leaves margins out.
         score_before_eos: whether the score is read at the token before the EOS. The EOS is where it is read as a rule;
@@ -59,13 +57,12 @@ class RewardModel(LanguageModelModule):
         ValueError: if a number is out of its range, `normalization` is unknown, or an adapter is to be exported alone.
     """
 
-    progress_bar = ("train/loss", "rewards/margin")
+    progress_bar: tuple[str, ...] = ("train/loss", "rewards/margin")
 
     def __init__(
         self,
-        model: ModelSource,
+        model: Model,
         *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
         centering: float = 0.0,
         margin_scale: float = 1.0,
         score_before_eos: bool = False,
@@ -74,19 +71,17 @@ class RewardModel(LanguageModelModule):
         optimizer: MakeOptimizer | None = None,
         scheduler: MakeScheduler | None = None,
     ) -> None:
-        super().__init__(model, argument="model", tokenizer=tokenizer, optimizer=optimizer, scheduler=scheduler)
+        super().__init__(ModelSource(model, argument="model"), optimizer=optimizer, scheduler=scheduler)
         check_choices(normalization=normalization)
-        for name, weight in (("centering", centering), ("margin_scale", margin_scale)):
-            if not 0 <= weight < float("inf"):
-                raise ValueError(f"`{name}` must be >= 0 and finite, got {weight}.")
+        check_not_negative(centering=centering, margin_scale=margin_scale)
         if normalization_pairs < 1:
             raise ValueError(
                 f"`normalization_pairs` must be >= 1, got {normalization_pairs}: pairs to measure scores on."
             )
-        if isinstance(model, Pretrained) and model.lora is not None and model.lora.export == "adapter":
+        if self.source.exports_adapter:
             raise ValueError(
-                "`model.lora.export=adapter` does not go with a reward model, whose head is no part of the adapter: "
-                "use `model.lora.export=merged`."
+                '`export="adapter"` does not go with a reward model, whose head is no part of the adapter: use '
+                '`Lora(export="merged")`.'
             )
         self.centering = centering
         self.margin_scale = margin_scale
@@ -96,32 +91,38 @@ class RewardModel(LanguageModelModule):
         self.network: RewardNetwork | None = None
         self._padding_tokenizer: PreTrainedTokenizerBase | None = None
         self._validated: list[Tensor] = []
-        self.save_hyperparameters(ignore=["model", "tokenizer", "optimizer", "scheduler"])
 
     def default_optimizer(self) -> MakeOptimizer:
-        """AdamW with lr 5e-6, betas 0.9 and 0.95, no weight decay."""
-        return supervised_adamw(5e-6)
+        """Give AdamW with lr 5e-6, betas 0.9 and 0.95, no weight decay."""
+        return offline_adamw(5e-6)
 
     def default_scheduler(self) -> MakeScheduler:
-        """Cosine to 0 over the steps of the Trainer, after a warm-up."""
-        return warmup_cosine(self)
+        """Give a cosine to 0 over the steps of the Trainer, after a warm-up over 3 % of them."""
+        return cosine_to_zero(self)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """That of the model, with a pad token that is not the EOS."""
         if self._padding_tokenizer is None:
-            self._padding_tokenizer = with_own_pad_token(self._own_tokenizer())
+            self._padding_tokenizer = with_own_pad_token(self.source.tokenizer)
         return self._padding_tokenizer
 
     @property
-    def language_model(self) -> PreTrainedModel:
-        """The sequence classifier inside the network; there once `configure_model` has run."""
-        return self._loaded().model
+    def main_network(self) -> RewardNetwork:
+        """Trunk and head; there once `configure_model` has run."""
+        if self.network is None:
+            raise RuntimeError("the model is not loaded yet: `configure_model` builds it when the Trainer starts.")
+        return self.network
 
     @property
-    def main_network(self) -> nn.Module:
-        """Trunk and head."""
-        return self._loaded()
+    def batch_kind(self) -> type[PreferenceBatch]:
+        """Pairs."""
+        return PreferenceBatch
+
+    @property
+    def rows_needed(self) -> str:
+        """What they are made of."""
+        return "a reward model learns from pairs of completions (`chosen` and `rejected`)"
 
     def export_config(self) -> PreTrainedConfig:
         """That of a sequence classifier.
@@ -134,15 +135,15 @@ class RewardModel(LanguageModelModule):
     def check_model(self) -> None:
         """Fail now, before data are read or weights loaded, where no reward model can be made of the model."""
         super().check_model()
-        if isinstance(self._source(), Pretrained):
+        if self.source.is_named:
             self.export_config()
 
     def build_networks(self) -> None:
         """Load the language model and put the head on it."""
         if self.network is not None:
             return
-        model = self.load_model()
-        if self.adapter is not None:
+        model = self.source.load()
+        if self.source.adapter is not None:
             raise ValueError(
                 "a reward model starts from a whole model, got one with an adapter in it: give "
                 "`Pretrained(path, lora=Lora(adapter=folder))`, or merge it first with `merge_and_unload`."
@@ -153,22 +154,22 @@ class RewardModel(LanguageModelModule):
             vocab_size=len(self.tokenizer),
             score_before_eos=self.score_before_eos,
         )
-        self.attach_adapter(network.model)
+        self.source.attach_adapter(network.model)
         network.model.score.requires_grad_(True)  # new, so that it is trained beside an adapter, too
         self.network = network.train()  # for gradient checkpointing
 
     def loss(self, batch: StepPart[PreferenceBatch]) -> Tensor:
-        """This micro-batch's share of the optimiser step's loss: ()."""
-        pairs = _pairs(batch)
+        """Compute this micro-batch's share of the optimiser step's loss: ()."""
+        self.check_part(batch)
+        pairs = batch.batch
         chosen, rejected = pairs.halves(self._scores(pairs))
         losses = bradley_terry_loss(
             chosen, rejected, margin=self.margin_scale * pairs.margins, centering=self.centering
         ).masked_fill(~pairs.row_mask, 0)
         loss = losses.sum() / batch.normalizer
-        self._statistics.add("loss", loss)
-        self._statistics.add("pairs", pairs.row_mask)
-        self._statistics.add("chosen", chosen, pairs.row_mask)
-        self._statistics.add("rejected", rejected, pairs.row_mask)
+        self.statistics.add("pairs", pairs.row_mask)
+        self.statistics.add("chosen", chosen, pairs.row_mask)
+        self.statistics.add("rejected", rejected, pairs.row_mask)
         return loss
 
     def step_metrics(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -181,19 +182,17 @@ class RewardModel(LanguageModelModule):
             "rewards/margin": chosen - rejected,
         }
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score pairs; prompts to complete, which the data may have for others, are passed over."""
-        if isinstance(batch, list):
-            return
-        pairs = _pairs(batch)
+    def validate_rows(self, part: StepPart[PreferenceBatch]) -> None:
+        """Score pairs."""
+        pairs = part.batch
         lengths = pairs.sequences.completion_mask.sum(1)
         columns = [*pairs.halves(self._scores(pairs)), pairs.margins, *pairs.halves(lengths)]
         self._validated.append(torch.stack([column.cpu().double() for column in columns])[:, pairs.row_mask.cpu()])
 
-    def validation_metrics(self) -> dict[str, Tensor]:
-        """Of all pairs of the set, on all ranks, by their raw scores."""
+    def row_metrics(self) -> dict[str, Tensor]:
+        """Judge all pairs of the set, on all ranks, by their raw scores."""
         validated, self._validated = self._validated, []
-        ranks = self.gather_over_ranks(torch.cat(validated, dim=1) if validated else torch.zeros(5, 0).double())
+        ranks = self.ranks.gather(torch.cat(validated, dim=1) if validated else torch.zeros(5, 0).double())
         chosen, rejected, margins, *lengths = torch.cat(ranks, dim=1)
         if len(chosen) == 0:
             return {}
@@ -224,15 +223,17 @@ class RewardModel(LanguageModelModule):
         """Measure the scores for the checkpoint of the last step: a run that goes on from it has nothing to train."""
         super().on_save_checkpoint(checkpoint)
         if self.trainer.training and self.trainer.global_step >= self.trainer.estimated_stepping_batches:
-            network, stored = self._loaded(), checkpoint["state_dict"]
+            network, stored = self.main_network, checkpoint["state_dict"]
             with _weights(self, stored) if UNAVERAGED in checkpoint else nullcontext():
                 self._measure_scores()
-                measured = {"network.score_mean": network.score_mean, "network.score_scale": network.score_scale}
-                stored.update({name: buffer.clone() for name, buffer in measured.items() if name in stored})
+                for name in ("score_mean", "score_scale"):
+                    if (kept := stored.get(f"network.{name}")) is not None:  # on the CPU where it is an average
+                        stored[f"network.{name}"] = getattr(network, name).to(kept.device, copy=True)
 
     def predict_step(self, batch: StepPart[PreferenceBatch], batch_idx: int) -> list[dict[str, Any]]:
-        """The pairs of a batch as text, with their normalised scores."""
-        pairs, network = _pairs(batch), self._loaded()
+        """Give the pairs of a batch as text, with their normalized scores."""
+        self.check_part(batch)
+        pairs, network = batch.batch, self.main_network
         scores = pairs.halves(network.normalized(self._scores(pairs)))
         rows = []
         for index in pairs.row_mask.nonzero().flatten().tolist():
@@ -253,28 +254,16 @@ class RewardModel(LanguageModelModule):
         processes writes; all call it where weights are sharded.
         """
         self.check_weights("in the export")
-        model = self.merged_model()
+        model = self.source.merged(self.language_model)
         weights = full_state_dict(model)
         if self.global_rank == 0:
             with export_folder(folder) as draft:
-                self._loaded().save_pretrained(draft, model, weights=weights)
+                self.main_network.save_pretrained(draft, model, weights=weights)
                 self.tokenizer.save_pretrained(draft)
 
-    def _loaded(self) -> RewardNetwork:
-        if self.network is None:
-            raise RuntimeError("the model is not loaded yet: `configure_model` builds it when the Trainer starts.")
-        return self.network
-
     def _scores(self, pairs: PreferenceBatch) -> Tensor:
-        """Raw scores of the chosen sequences and then of the rejected ones: (2B,)."""
-        sequences = pairs.sequences
-        return self._loaded()(
-            prompt_ids=sequences.prompt_ids,
-            prompt_mask=sequences.prompt_mask,
-            completion_ids=sequences.completion_ids,
-            completion_mask=sequences.completion_mask,
-            pack_ids=sequences.pack_ids,
-        )
+        """Compute raw scores of the chosen sequences and then of the rejected ones: (2B,)."""
+        return self.main_network(pairs.sequences)
 
     def _text(self, ids: Tensor, mask: Tensor) -> str:
         return self.tokenizer.decode(ids[mask], skip_special_tokens=True)
@@ -283,17 +272,17 @@ class RewardModel(LanguageModelModule):
         """Take mean and standard deviation of the scores of training sequences, the same ones at every call."""
         if self.normalization == "none":
             return
-        loader, network = self.trainer.train_dataloader, self._loaded()
+        loader, network = self.trainer.train_dataloader, self.main_network
         if not isinstance(loader, StepLoader) or loader.plan is None:
             return  # somebody else's: reading it again might not be for free, or not start at its beginning
         steps = math.ceil(self.normalization_pairs / loader.plan.batch_size)
         totals = torch.zeros(3, dtype=torch.float64)
-        with evaluation_mode(network), self.trainer.precision_plugin.forward_context():
+        with evaluation_mode(network), self.forward_context():
             for part in islice(loader.plan.parts(0), steps * loader.plan.micro_batches):
                 pairs = part.batch.to(self.device)
                 scores = self._scores(pairs)[pairs.row_mask.repeat(2)].cpu().double()
                 totals += torch.stack([torch.tensor(len(scores)).double(), scores.sum(), scores.square().sum()])
-        count, total, squares = self.sum_over_ranks(totals).cpu()
+        count, total, squares = self.ranks.sum(totals).cpu()
         mean = total / count
         network.score_mean.copy_(mean)
         if self.normalization == "standardize":
@@ -309,13 +298,3 @@ def _weights(module: RewardModel, weights: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         module.load_state_dict(own)
-
-
-def _pairs(batch: Any) -> PreferenceBatch:
-    if not isinstance(batch, StepPart) or not isinstance(batch.batch, PreferenceBatch):
-        held = type(batch.batch if isinstance(batch, StepPart) else batch).__name__
-        raise TypeError(
-            f"a reward model learns from pairs of completions, got a {held}: give preferences with the columns "
-            "`chosen` and `rejected` (`data=preferences`, `PreferenceDataModule`)."
-        )
-    return batch.batch

@@ -1,16 +1,11 @@
 """REINFORCE with a leave-one-out baseline."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from lit_posttrain.algos.choices import check_clip_range
-from lit_posttrain.algos.policy_gradient import PolicyGradientModule
-from lit_posttrain.algos.policy_module import MakeOptimizer, MakeScheduler, PolicySource
+from lit_posttrain.algos.choices import check_clip_range, check_not_negative
 from lit_posttrain.batching import Rollout
 from lit_posttrain.functional import (
     Aggregation,
@@ -20,12 +15,13 @@ from lit_posttrain.functional import (
     kl_estimate,
     sequence_log_ratio,
 )
-from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
-from lit_posttrain.rollout.samples import Judged
-from lit_posttrain.rollout.sampling import Sampling
+from lit_posttrain.models.source import Model
+from lit_posttrain.modules.online import OnlineModule, Rewards, TokenLossInputs
+from lit_posttrain.modules.post_training import MakeOptimizer, MakeScheduler
+from lit_posttrain.rollout.options import Rollouts, Sampling, Validation
 
 
-class RLOO(PolicyGradientModule):
+class RLOO(OnlineModule):
     r"""RLOO: a whole completion is one action, its baseline the mean of the others of its prompt (arXiv:2402.14740).
 
     With score :math:`s_i` the reward of completion i is :math:`R_i = s_i - \beta \sum_t (\log\pi_\mathrm{old} -
@@ -39,23 +35,18 @@ class RLOO(PolicyGradientModule):
     sooner the longer it is: for many steps a rollout, GRPO with `ratio="sequence"` is the better choice.
 
     Args:
-        policy: see `GRPO`.
-        rewards: see `GRPO`.
-        tokenizer: see `GRPO`.
-        scores: see `GRPO`.
+        policy: the model to start from: a name or path, a `Pretrained`, a `BuiltModel`, a built model, or a function
+            that builds one.
+        rewards: one reward function, several, or `RewardFunctions` where they have weights.
         group_size: completions of each prompt, G.
-        num_minibatches: optimiser steps in one pass over a rollout.
-        num_epochs: passes over a rollout.
         clip_low: :math:`\epsilon_l`, in [0, 1).
         clip_high: :math:`\epsilon_h`, in [0, 1).
         kl_coef: :math:`\beta` of the KL in the reward (k1, summed over the completion); 0 = no reference in memory.
-        sampling: see `GRPO`.
-        generation_batch_size: see `GRPO`.
-        val_samples: see `GRPO`.
-        seed: see `GRPO`.
-        optimizer: see `GRPO`.
-        scheduler: see `GRPO`.
-        logits_chunk_size: see `GRPO`.
+        sampling: how completions are drawn, in rollouts and in sampled validation.
+        rollouts: how a rollout is made and used.
+        validation: how the policy is judged in validation.
+        optimizer: makes the optimiser from the parameters; None = AdamW with lr 1e-6 and no weight decay.
+        scheduler: makes the schedule from the optimiser; None = linear warm-up over 10 steps, then constant.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -66,73 +57,53 @@ class RLOO(PolicyGradientModule):
 
     def __init__(
         self,
-        policy: PolicySource,
-        rewards: RewardFunctions | RewardFunction | Sequence[RewardFunction],
+        policy: Model,
+        rewards: Rewards,
         *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        scores: Mapping[str, Callable[..., Any]] | None = None,
         group_size: int = 4,
-        num_minibatches: int = 1,
-        num_epochs: int = 1,
         clip_low: float = 0.2,
         clip_high: float = 0.2,
         kl_coef: float = 0.05,
         sampling: Sampling | Mapping[str, Any] | None = None,
-        generation_batch_size: int | None = None,
-        val_samples: int = 4,
-        seed: int = 0,
+        rollouts: Rollouts | Mapping[str, Any] | None = None,
+        validation: Validation | Mapping[str, Any] | None = None,
         optimizer: MakeOptimizer | None = None,
         scheduler: MakeScheduler | None = None,
-        logits_chunk_size: int = 512,
     ) -> None:
         super().__init__(
             policy,
             rewards,
-            tokenizer=tokenizer,
-            scores=scores,
             group_size=group_size,
-            num_minibatches=num_minibatches,
-            num_epochs=num_epochs,
-            needs_reference=kl_coef > 0,
-            max_refills=0,
             sampling=sampling,
-            generation_batch_size=generation_batch_size,
-            val_samples=val_samples,
-            seed=seed,
+            rollouts=rollouts,
+            validation=validation,
             optimizer=optimizer,
             scheduler=scheduler,
-            logits_chunk_size=logits_chunk_size,
         )
         if group_size < 2:
             raise ValueError(f"`group_size` must be >= 2, got {group_size}: the baseline is the mean of the others.")
         check_clip_range(clip_low, clip_high)
-        if not 0 <= kl_coef < math.inf:
-            raise ValueError(f"`kl_coef` must be finite and >= 0, got {kl_coef}.")
-        self.clip_low = clip_low
-        self.clip_high = clip_high
+        check_not_negative(kl_coef=kl_coef)
+        self.clip_low, self.clip_high = clip_low, clip_high
         self.kl_coef = kl_coef
-        self.save_hyperparameters(
-            ignore=["policy", "rewards", "tokenizer", "scores", "optimizer", "scheduler", "sampling"]
-        )
-        self.save_hyperparameters({"sampling": asdict(self.sampling)})
 
     @property
     def needs_old_logprobs(self) -> bool:
-        """For the ratio, and for the KL in the reward."""
+        """Whether they are needed: for the ratio, and for the KL in the reward."""
         return super().needs_old_logprobs or self.kl_coef > 0
 
-    def penalties(self, rollout: Rollout, judged: Judged) -> Tensor:
-        """-beta times the KL of each completion from the reference, (B,)."""
+    def reward_shaping(self, rollout: Rollout) -> Tensor:
+        """Give -beta times the KL of each completion from the reference, (B,)."""
         if rollout.old_logprobs is None or rollout.ref_logprobs is None:
-            return super().penalties(rollout, judged)
+            return super().reward_shaping(rollout)
         kl = kl_estimate(rollout.old_logprobs, rollout.ref_logprobs, estimator="k1")
         return -self.kl_coef * kl.masked_fill(~rollout.completion_mask, 0).sum(1)
 
     def advantages(self, rewards: Tensor) -> Tensor:
-        """Rewards above the mean of the others of their group, (B,) to (B,)."""
+        """Compare rewards with the mean of the others of their group, (B,) to (B,)."""
         return group_advantages(rewards, group_size=self.group_size, baseline="leave_one_out", scale="none")
 
-    def token_loss(self, logprobs: Tensor, old_logprobs: Tensor, entropy: Tensor, rollout: Rollout) -> PolicyLoss:
-        """The clipped loss of a completion at each of its tokens, (B, C)."""
-        log_ratio = sequence_log_ratio(logprobs - old_logprobs, rollout.loss_mask, reduction="sum")
-        return clipped_policy_loss(log_ratio, rollout.advantages, clip_low=self.clip_low, clip_high=self.clip_high)
+    def token_loss(self, inputs: TokenLossInputs) -> PolicyLoss:
+        """Compute the clipped loss of a completion at each of its tokens, (B, C)."""
+        log_ratio = sequence_log_ratio(inputs.logprobs - inputs.old_logprobs, inputs.mask, reduction="sum")
+        return clipped_policy_loss(log_ratio, inputs.advantages, clip_low=self.clip_low, clip_high=self.clip_high)

@@ -1,23 +1,20 @@
 """Supervised fine-tuning."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from lit_posttrain.algos.policy_module import PolicySource
-from lit_posttrain.algos.supervised_defaults import supervised_adamw, warmup_cosine
-from lit_posttrain.algos.supervised_module import SupervisedModule
-from lit_posttrain.algos.training_module import MakeOptimizer, MakeScheduler
-from lit_posttrain.batching import StepPart, SupervisedBatch
-from lit_posttrain.batching.ranks import Means
+from lit_posttrain.batching import Means, StepPart, SupervisedBatch
 from lit_posttrain.functional import aggregate
-from lit_posttrain.rollout.sampling import Sampling
+from lit_posttrain.models.source import Model, ModelSource
+from lit_posttrain.modules.defaults import cosine_to_zero, offline_adamw
+from lit_posttrain.modules.offline import OfflineModule
+from lit_posttrain.modules.post_training import MakeOptimizer, MakeScheduler
+from lit_posttrain.rollout.options import Sampling, Validation
 
 
-class SFT(SupervisedModule):
+class SFT(OfflineModule):
     r"""Supervised fine-tuning: the mean negative log-likelihood of the supervised tokens of an optimiser step.
 
     Which tokens are supervised is the data's to say (`InstructDataModule`: completions, their EOS included). With label
@@ -29,16 +26,13 @@ class SFT(SupervisedModule):
     online algorithms.
 
     Args:
-        policy: name or path of a model, a `Pretrained`, a built model, or a function that builds one.
-        tokenizer: needed with a built model that carries no name, otherwise found by the policy's name.
-        scores: validation metrics of completions by name; None = those that the DataModule brings.
+        policy: the model to start from: a name or path, a `Pretrained`, a `BuiltModel`, a built model, or a function
+            that builds one.
         label_smoothing: :math:`\epsilon`, in [0, 1).
         sampling: how completions are drawn in validation.
-        generation_batch_size: see `GRPO`.
-        val_samples: samples of each validation prompt, beside the greedy completion.
+        validation: how completions are judged in validation.
         optimizer: makes the optimiser; None = AdamW with lr 2e-5, betas 0.9 and 0.95, no weight decay.
         scheduler: makes the schedule; None = cosine to 0 after a warm-up over 3 % of the steps.
-        logits_chunk_size: see `GRPO`.
 
     Raises:
         ValueError: if a number is out of its range.
@@ -46,35 +40,20 @@ class SFT(SupervisedModule):
 
     def __init__(
         self,
-        policy: PolicySource,
+        policy: Model,
         *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        scores: Mapping[str, Callable[..., Any]] | None = None,
         label_smoothing: float = 0.0,
         sampling: Sampling | Mapping[str, Any] | None = None,
-        generation_batch_size: int | None = None,
-        val_samples: int = 4,
+        validation: Validation | Mapping[str, Any] | None = None,
         optimizer: MakeOptimizer | None = None,
         scheduler: MakeScheduler | None = None,
-        logits_chunk_size: int = 512,
     ) -> None:
-        super().__init__(
-            policy,
-            tokenizer=tokenizer,
-            scores=scores,
-            sampling=sampling,
-            generation_batch_size=generation_batch_size,
-            val_samples=val_samples,
-            optimizer=optimizer,
-            scheduler=scheduler,
-            logits_chunk_size=logits_chunk_size,
-        )
+        super().__init__(ModelSource(policy, argument="policy"), optimizer=optimizer, scheduler=scheduler)
+        self.judge_completions(sampling, validation)
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"`label_smoothing` must be in [0, 1), got {label_smoothing}: it is a share.")
         self.label_smoothing = label_smoothing
         self._means = Means(("loss", "token_accuracy"))
-        self.save_hyperparameters(ignore=["policy", "tokenizer", "scores", "optimizer", "scheduler", "sampling"])
-        self.save_hyperparameters({"sampling": asdict(self.sampling)})
 
     @property
     def batch_kind(self) -> type[SupervisedBatch]:
@@ -88,24 +67,24 @@ class SFT(SupervisedModule):
 
     def default_optimizer(self) -> MakeOptimizer:
         """AdamW with lr 2e-5, betas 0.9 and 0.95, no weight decay."""
-        return supervised_adamw(2e-5)
+        return offline_adamw(2e-5)
 
     def default_scheduler(self) -> MakeScheduler:
         """Cosine to 0 over the steps of the Trainer, after a warm-up."""
-        return warmup_cosine(self)
+        return cosine_to_zero(self)
 
     def loss(self, batch: StepPart[SupervisedBatch]) -> Tensor:
-        """This micro-batch's share of the optimiser step's loss: ()."""
+        """Compute this micro-batch's share of the optimiser step's loss: ()."""
         assert self.policy is not None
+        self.check_part(batch)
         mask = batch.batch.loss_mask
-        statistics = self.policy(**batch.batch.model_inputs(), supervised=True)
+        statistics = self.policy(batch.batch, supervised=True)
         token_loss = -statistics.logprobs
         if self.label_smoothing > 0:
             token_loss = (1 - self.label_smoothing) * token_loss - self.label_smoothing * statistics.mean_logprobs
         loss = aggregate(token_loss, mask, "token", normalizer=batch.normalizer)
-        self._statistics.add("loss", loss)
-        self._statistics.add("tokens", mask)
-        self._statistics.add("entropy", statistics.entropy, mask)
+        self.statistics.add("tokens", mask)
+        self.statistics.add("entropy", statistics.entropy, mask)
         return loss
 
     def step_metrics(self, totals: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -116,7 +95,7 @@ class SFT(SupervisedModule):
         """Likelihood of demonstrations."""
         assert self.policy is not None
         mask = part.batch.loss_mask
-        statistics = self.policy(**part.batch.model_inputs(), supervised=True)
+        statistics = self.policy(part.batch, supervised=True)
         self._means.update("loss", -statistics.logprobs[mask])
         self._means.update("token_accuracy", statistics.hits[mask].float())
 
@@ -124,7 +103,7 @@ class SFT(SupervisedModule):
         """Means over the supervised tokens of the whole set."""
         if self._means.is_empty:
             return {}
-        means = self._means.pop(self.sum_over_ranks)
+        means = self._means.pop(self.ranks.sum)
         return {
             "val/loss": means["loss"],
             "val/perplexity": means["loss"].exp(),

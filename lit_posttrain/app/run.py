@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
-from lit_posttrain.algos.language_model_module import LanguageModelModule
 from lit_posttrain.app.changed_options import changed_options
 from lit_posttrain.app.checks import check_config
 from lit_posttrain.app.config_file import ConfigFile
@@ -34,6 +33,7 @@ from lit_posttrain.data import PreferenceDataModule, PromptDataModule
 from lit_posttrain.files import checkpoints
 from lit_posttrain.files.checkpoints import DamagedCheckpointError
 from lit_posttrain.files.whole import whole_file, write_json
+from lit_posttrain.modules.post_training import PostTrainingModule
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +80,9 @@ def run(cfg: DictConfig) -> float | None:
     return history.metrics.get(cfg.watch.metric, {}).get("best")
 
 
-def prepare(cfg: DictConfig) -> tuple[LanguageModelModule, LightningDataModule]:
+def prepare(cfg: DictConfig) -> tuple[PostTrainingModule, LightningDataModule]:
     """Module and data, looked at as far as they can be without weights, so that what is wrong is said before."""
-    module: LanguageModelModule = instantiate(cfg.algo, _convert_="all")
+    module: PostTrainingModule = instantiate(cfg.algo, _convert_="all")
     module.exact_resume.allow_changed_data = cfg.allow_changed_data
     module.check_model()
     if cfg.ckpt_path is not None:
@@ -148,7 +148,7 @@ def read_checkpoint(ckpt_path: str) -> dict[str, Any]:
         ) from error
 
 
-def predict(trainer: Trainer, module: LanguageModelModule, datamodule: LightningDataModule, cfg: DictConfig) -> None:
+def predict(trainer: Trainer, module: PostTrainingModule, datamodule: LightningDataModule, cfg: DictConfig) -> None:
     """Complete the prompts and write `predictions.jsonl`, in the order of the prompts."""
     ranks: list[Any] = [
         trainer.predict(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True) or []
@@ -164,7 +164,7 @@ def predict(trainer: Trainer, module: LanguageModelModule, datamodule: Lightning
         log.info("predictions: %s", path)
 
 
-def finish(cfg: DictConfig, trainer: Trainer, module: LanguageModelModule, history: MetricsHistory) -> None:
+def finish(cfg: DictConfig, trainer: Trainer, module: PostTrainingModule, history: MetricsHistory) -> None:
     """Write `export/` with the last weights, `export_best/` with those best by the watched metric, `summary.json`.
 
     All processes take part, since each may hold a part of the weights only.
@@ -186,7 +186,7 @@ def finish(cfg: DictConfig, trainer: Trainer, module: LanguageModelModule, histo
         raise RuntimeError(f"the run is done and `{folder}/export` is written, `export_best` is not: {lost}") from lost
 
 
-def export_best(module: LanguageModelModule, best: str | None, folder: Path) -> Exception | None:
+def export_best(module: PostTrainingModule, best: str | None, folder: Path) -> Exception | None:
     """Write the weights of a checkpoint as an export, those that the module has where there is none.
 
     Returns:

@@ -10,17 +10,17 @@ import torch
 from lightning import Callback, Trainer
 from omegaconf import DictConfig
 
-from lit_posttrain.algos.language_model_module import LanguageModelModule
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
 from lit_posttrain.callbacks.progress import Progress
 from lit_posttrain.callbacks.run_clock import RunClock
 from lit_posttrain.models.weights import tensors_sha256
+from lit_posttrain.modules.post_training import PostTrainingModule
 
 PACKAGES = ("lit-posttrain", "torch", "lightning", "transformers", "hydra-core")
 
 
 def describe_run(
-    cfg: DictConfig, trainer: Trainer, module: LanguageModelModule, history: MetricsHistory
+    cfg: DictConfig, trainer: Trainer, module: PostTrainingModule, history: MetricsHistory
 ) -> dict[str, Any]:
     """The content of `summary.json`; `metrics` has first, last and best of every metric of the run.
 
@@ -48,7 +48,7 @@ def _throughput(progress: Progress) -> dict[str, float]:
     return {"tokens": progress.tokens, "train_s": round(progress.train_s, 2), "tokens_per_s": round(speed, 1)}
 
 
-def _device(module: LanguageModelModule) -> str:
+def _device(module: PostTrainingModule) -> str:
     if module.language_model.device.type == "cuda":
         return torch.cuda.get_device_name(module.language_model.device)
     return f"{module.language_model.device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
@@ -64,7 +64,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _peak_memory_mb(module: LanguageModelModule) -> float:
+def _peak_memory_mb(module: PostTrainingModule) -> float:
     """Of the GPU where there is one, else of the process."""
     device = module.language_model.device
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Hashes that are equal in every process: of data, by which they are known again, and for seeds."""
+"""Digests of data, by which they are known again in every process."""
 
 import hashlib
 from array import array
@@ -9,12 +9,6 @@ import torch
 from torch import Tensor
 
 DIGEST_BYTES = 16
-
-
-def stable_hash(*parts: object) -> int:
-    """A 63-bit hash of the parts' text that is equal in every process."""
-    digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def digest_of(*values: Any) -> bytes:

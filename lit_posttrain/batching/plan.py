@@ -1,6 +1,7 @@
 """The plan of a rollout: which sequences make which optimiser step, and which go through the model together."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, TypeVar
 
@@ -76,6 +77,7 @@ def in_batches(rollout: Rollout, values_of: Callable[[Rollout], Tensor], *, batc
     return whole
 
 
+@dataclass(frozen=True, eq=False)
 class PlannedRollout:
     """Gives out the micro-batches of a rollout by number, and can be stored in the middle.
 
@@ -87,20 +89,11 @@ class PlannedRollout:
         pad_id: for the masked row that stands in where a micro-batch has no row.
     """
 
-    def __init__(
-        self,
-        rollout: Rollout,
-        steps: list[list[Tensor]],
-        normalizers: Tensor,
-        skip_steps: Tensor,
-        *,
-        pad_id: int,
-    ) -> None:
-        self.rollout = rollout
-        self.steps = steps
-        self.normalizers = normalizers
-        self.skip_steps = skip_steps
-        self.pad_id = pad_id
+    rollout: Rollout
+    steps: list[list[Tensor]]
+    normalizers: Tensor
+    skip_steps: Tensor
+    pad_id: int
 
     def micro_batch(self, index: int) -> MicroBatch:
         """The `index`-th micro-batch, counted over the steps."""
@@ -115,7 +108,7 @@ class PlannedRollout:
     def state_dict(self) -> dict[str, Any]:
         """Tensors on the CPU and plain types only, so that a checkpoint loads with `weights_only=True`."""
         return {
-            "rollout": self.rollout.to("cpu").fields(),
+            "rollout": dict(vars(self.rollout.to("cpu"))),
             "steps": self.steps,
             "normalizers": self.normalizers.cpu(),
             "skip_steps": self.skip_steps.cpu(),

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from lit_posttrain.batching.digest import digest_of, stable_hash
+from lit_posttrain.batching.digest import digest_of
+from lit_posttrain.functional.random import stable_hash
 
 
 @runtime_checkable

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lit_posttrain.batching.packing import pack_numbers
-from lit_posttrain.batching.tokens import TokenBatch, pad_left, pad_right
+from lit_posttrain.batching.tokens import TrainingBatch
+from lit_posttrain.functional import pad_left, pad_right
 
 
 @dataclass(frozen=True)
@@ -98,40 +99,9 @@ def with_mismatches(rows: Sequence[JudgedRow], *, max_length: int | None) -> lis
     return made
 
 
-class SupervisedBatch(TokenBatch):
-    """Sequences of which some completion tokens are supervised.
-
-    Args:
-        prompt_ids: (B, P), left-padded.
-        prompt_mask: (B, P).
-        completion_ids: (B, C), right-padded.
-        completion_mask: (B, C).
-        loss_mask: (B, C), True on supervised tokens; a subset of `completion_mask`.
-        pack_ids: (B,), rows with the same number go through the model in one sequence; None = each by itself.
-    """
-
-    def __init__(
-        self,
-        *,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        completion_ids: Tensor,
-        completion_mask: Tensor,
-        loss_mask: Tensor,
-        pack_ids: Tensor | None = None,
-    ) -> None:
-        super().__init__(
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            completion_ids=completion_ids,
-            completion_mask=completion_mask,
-        )
-        self.loss_mask = loss_mask
-        self.pack_ids = pack_ids
-
-    def model_inputs(self) -> dict[str, Tensor]:
-        """What `Policy.forward` takes."""
-        return {name: tensor for name, tensor in self.fields().items() if tensor is not None}
+@dataclass(kw_only=True, eq=False)
+class SupervisedBatch(TrainingBatch):
+    """Sequences of which some completion tokens are supervised: `loss_mask` is True on these."""
 
     @classmethod
     def collate(cls, rows: Sequence[EncodedRow], *, pad_id: int, pack_ids: Sequence[int] | None = None) -> Self:
@@ -157,6 +127,7 @@ class SupervisedBatch(TokenBatch):
         )
 
 
+@dataclass(kw_only=True, eq=False)
 class TwinBatch:
     """Two sequences for each of B rows, all 2B of them in one batch for one forward.
 
@@ -166,9 +137,8 @@ class TwinBatch:
         row_mask: (B,), False on a row that only stands in where a rank has none.
     """
 
-    def __init__(self, *, sequences: SupervisedBatch, row_mask: Tensor) -> None:
-        self.sequences = sequences
-        self.row_mask = row_mask
+    sequences: SupervisedBatch
+    row_mask: Tensor
 
     def __len__(self) -> int:
         return len(self.row_mask)
@@ -176,10 +146,6 @@ class TwinBatch:
     def to(self, device: torch.device | str) -> Self:
         """A copy on `device`; dtypes stay."""
         return type(self)(**{name: value.to(device) for name, value in vars(self).items()})
-
-    def model_inputs(self) -> dict[str, Tensor]:
-        """What `Policy.forward` takes, 2B rows."""
-        return self.sequences.model_inputs()
 
     def halves(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """What was computed of the 2B sequences, apart: (2B, ...) to twice (B, ...)."""
@@ -203,6 +169,7 @@ class TwinBatch:
         return self.sequences.select(torch.arange(start, start + len(self), device=self.row_mask.device))
 
 
+@dataclass(kw_only=True, eq=False)
 class PreferenceBatch(TwinBatch):
     """B pairs: first the B chosen sequences, then the B rejected ones.
 
@@ -212,9 +179,7 @@ class PreferenceBatch(TwinBatch):
         margins: (B,), by how much the chosen one is better; 0 where the data do not say.
     """
 
-    def __init__(self, *, sequences: SupervisedBatch, row_mask: Tensor, margins: Tensor) -> None:
-        super().__init__(sequences=sequences, row_mask=row_mask)
-        self.margins = margins
+    margins: Tensor
 
     @classmethod
     def collate(cls, pairs: Sequence[EncodedPair], *, pad_id: int, packing: bool = False) -> Self:
@@ -229,6 +194,7 @@ class PreferenceBatch(TwinBatch):
         )
 
 
+@dataclass(kw_only=True, eq=False)
 class UnpairedBatch(TwinBatch):
     """B judged completions: first the B sequences, then their prompts with the completions of other rows.
 
@@ -238,9 +204,7 @@ class UnpairedBatch(TwinBatch):
         labels: (B,), True where the completion is desirable.
     """
 
-    def __init__(self, *, sequences: SupervisedBatch, row_mask: Tensor, labels: Tensor) -> None:
-        super().__init__(sequences=sequences, row_mask=row_mask)
-        self.labels = labels
+    labels: Tensor
 
     @classmethod
     def collate(cls, judged: Sequence[JudgedRow], *, pad_id: int, packing: bool = False) -> Self:
@@ -270,6 +234,8 @@ B = TypeVar("B", bound=Batch)
 
 class StepPart(Generic[B]):
     """A micro-batch: what one forward and backward pass sees of an optimiser step.
+
+    A plain object and no dataclass, for the same reason as `MicroBatch`.
 
     Args:
         batch: its rows; at least one, which may count for nothing.

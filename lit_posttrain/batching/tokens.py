@@ -6,52 +6,31 @@ completion_mask            1 1 1 1 0 0
 """
 
 from collections.abc import Sequence
-from typing import Self
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-def pad_left(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor, padded on the left, and its mask, both (B, P)."""
-    ids, mask = pad_right([row[::-1] for row in rows], pad_id=pad_id)
-    return ids.flip(1), mask.flip(1)
-
-
-def pad_right(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor, padded on the right, and its mask, both (B, C)."""
-    lengths = torch.tensor([len(row) for row in rows])
-    width = max(1, int(lengths.max()))
-    ids = torch.tensor([list(row) + [pad_id] * (width - len(row)) for row in rows])
-    return ids, lengths_to_mask(lengths, width)
-
-
-def lengths_to_mask(lengths: Tensor, width: int) -> Tensor:
-    """True at the first `lengths[i]` positions of row i: (B,) to (B, width)."""
-    return torch.arange(width, device=lengths.device) < lengths[:, None]
-
-
+@dataclass(kw_only=True, eq=False)
 class TokenBatch:
     """Prompts and completions of B sequences.
-
-    A plain object with `.to(device)` and not a dict or a dataclass: Lightning casts the floats inside of those
-    under `bf16-true`, which would round the stored log-probs.
 
     Args:
         prompt_ids: (B, P), left-padded.
         prompt_mask: (B, P), True on real tokens.
         completion_ids: (B, C), right-padded.
         completion_mask: (B, C), True on sampled tokens, the EOS included.
+        pack_ids: (B,), rows with the same number go through the model in one sequence; None = each by itself.
     """
 
-    def __init__(
-        self, *, prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
-    ) -> None:
-        self.prompt_ids = prompt_ids
-        self.prompt_mask = prompt_mask
-        self.completion_ids = completion_ids
-        self.completion_mask = completion_mask
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+    pack_ids: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids)
@@ -61,26 +40,22 @@ class TokenBatch:
         """Tokens of each sequence, prompt and completion: (B,)."""
         return self.prompt_mask.sum(1) + self.completion_mask.sum(1)
 
-    def fields(self) -> dict[str, Tensor | None]:
-        """All tensors by the name of their constructor argument."""
-        return dict(vars(self))
-
     def to(self, device: torch.device | str) -> Self:
-        """A copy on `device`; dtypes stay."""
-        moved = {name: None if tensor is None else tensor.to(device) for name, tensor in self.fields().items()}
-        return type(self)(**moved)  # type: ignore[arg-type]
+        """Make a copy on `device`; dtypes stay."""
+        moved: dict[str, Any] = {n: None if tensor is None else tensor.to(device) for n, tensor in vars(self).items()}
+        return type(self)(**moved)
 
     def select(self, rows: Tensor) -> Self:
         """The given rows, without the columns that are padding in all of them."""
-        chosen = {name: None if tensor is None else tensor[rows] for name, tensor in self.fields().items()}
-        prompt_length = max(1, int(chosen["prompt_mask"].sum(1).max()))  # type: ignore[union-attr]
-        completion_length = max(1, int(chosen["completion_mask"].sum(1).max()))  # type: ignore[union-attr]
+        chosen: dict[str, Any] = {name: None if tensor is None else tensor[rows] for name, tensor in vars(self).items()}
+        prompt_length = max(1, int(chosen["prompt_mask"].sum(1).max()))
+        completion_length = max(1, int(chosen["completion_mask"].sum(1).max()))
         for name, tensor in chosen.items():
             if tensor is not None and tensor.dim() == 2:
                 chosen[name] = (
                     tensor[:, -prompt_length:] if name.startswith("prompt_") else tensor[:, :completion_length]
                 )
-        return type(self)(**chosen)  # type: ignore[arg-type]
+        return type(self)(**chosen)
 
     @classmethod
     def join(cls, batches: Sequence[Self], *, pad_id: int) -> Self:
@@ -106,7 +81,23 @@ class TokenBatch:
         return cls(**joined)  # type: ignore[arg-type]
 
 
-class Rollout(TokenBatch):
+@dataclass(kw_only=True, eq=False)
+class TrainingBatch(TokenBatch):
+    """Sequences of which some completion tokens are learnt from.
+
+    Args:
+        prompt_ids: (B, P), left-padded.
+        prompt_mask: (B, P).
+        completion_ids: (B, C), right-padded.
+        completion_mask: (B, C).
+        loss_mask: (B, C), True where the loss counts; a subset of `completion_mask`.
+    """
+
+    loss_mask: Tensor
+
+
+@dataclass(kw_only=True, eq=False)
+class Rollout(TrainingBatch):
     """Completions with all that the loss needs; what of it is one optimiser step is a plan (`plan_steps`).
 
     Args:
@@ -115,6 +106,9 @@ class Rollout(TokenBatch):
         completion_ids: (B, C).
         completion_mask: (B, C).
         loss_mask: (B, C), True where the loss counts; a subset of `completion_mask`.
+        rewards: (B,), of whole completions, what was given token by token included; NaN = not scorable.
+        token_rewards: (B, C), the part of the rewards that was given token by token, 0 elsewhere.
+        truncated: (B,), True where a completion has no EOS.
         advantages: (B, C).
         old_logprobs: (B, C), log-probs under the policy that sampled, None where the update is exactly on-policy.
         ref_logprobs: (B, C), log-probs under the frozen reference, None without a KL term.
@@ -122,36 +116,18 @@ class Rollout(TokenBatch):
         returns: (B, C), what the critic should have expected; None without one.
     """
 
-    def __init__(
-        self,
-        *,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        completion_ids: Tensor,
-        completion_mask: Tensor,
-        loss_mask: Tensor,
-        advantages: Tensor,
-        old_logprobs: Tensor | None,
-        ref_logprobs: Tensor | None,
-        values: Tensor | None = None,
-        returns: Tensor | None = None,
-    ) -> None:
-        super().__init__(
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            completion_ids=completion_ids,
-            completion_mask=completion_mask,
-        )
-        self.loss_mask = loss_mask
-        self.advantages = advantages
-        self.old_logprobs = old_logprobs
-        self.ref_logprobs = ref_logprobs
-        self.values = values
-        self.returns = returns
+    rewards: Tensor
+    token_rewards: Tensor
+    truncated: Tensor
+    advantages: Tensor
+    old_logprobs: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
 
     @classmethod
     def masked_row(cls, pad_id: int, *, like: "Rollout | None" = None) -> Self:
-        """One row of a single token that counts for nothing, so that a rank without sequences can still take part.
+        """Make a row of a single token that counts for nothing, so that a rank without sequences can still take part.
 
         Args:
             pad_id: written as its tokens.
@@ -159,36 +135,26 @@ class Rollout(TokenBatch):
         """
         ids, real = torch.full((1, 1), pad_id), torch.ones(1, 1, dtype=torch.bool)
         zeros = torch.zeros(1, 1) if like is None else torch.zeros(1, 1, dtype=like.advantages.dtype)
-
-        def if_any(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else zeros
-
+        computed = ("old_logprobs", "ref_logprobs", "values", "returns")
         return cls(
             prompt_ids=ids,
             prompt_mask=real,
             completion_ids=ids,
             completion_mask=real,
             loss_mask=~real,
+            rewards=zeros[0],
+            token_rewards=zeros,
+            truncated=~real[0],
             advantages=zeros,
-            old_logprobs=None if like is None else if_any(like.old_logprobs),
-            ref_logprobs=None if like is None else if_any(like.ref_logprobs),
-            values=None if like is None else if_any(like.values),
-            returns=None if like is None else if_any(like.returns),
+            **{name: zeros for name in computed if getattr(like, name, None) is not None},
         )
-
-    def model_inputs(self) -> dict[str, Tensor]:
-        """What `Policy.forward` takes."""
-        return {
-            "prompt_ids": self.prompt_ids,
-            "prompt_mask": self.prompt_mask,
-            "completion_ids": self.completion_ids,
-            "completion_mask": self.completion_mask,
-            "loss_mask": self.loss_mask,
-        }
 
 
 class MicroBatch:
     """What one forward and backward pass sees of an optimiser step.
+
+    A plain object with `.to(device)` and no dataclass: Lightning casts the floats inside of those under `bf16-true`,
+    which would round the stored log-probs.
 
     Args:
         rollout: its rows; at least one, which may be fully masked.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from lit_posttrain.callbacks.records import RolloutRecord
+from lit_posttrain.rollout.metrics import RolloutRecord
 
 
 def completion_rows(record: RolloutRecord, which: Iterable[int] | None = None) -> list[dict[str, Any]]:
@@ -14,27 +14,27 @@ def completion_rows(record: RolloutRecord, which: Iterable[int] | None = None) -
         record: the rollout.
         which: indices of completions; None = all.
     """
-    experience = record.experience
-    if experience is None:
+    written = record.scored.completions
+    if written is None:
         return []
-    lengths = experience.tokens.completion_mask.sum(1).tolist()
+    lengths = written.tokens.completion_mask.sum(1).tolist()
     return [
         {
             "step": record.step,
             "rollout": record.index,
-            "prompt": experience.rows[i]["prompt"],
-            "completion": experience.completions[i],
-            "reward": _or_none(record.rewards[i].item()),
+            "prompt": written.rows[i]["prompt"],
+            "completion": written.completions[i],
+            "reward": _or_none(record.scored.rewards[i].item()),
             "rewards": {
                 name: _or_none(score)
-                for name, score in zip(record.reward_names, record.scores[i].tolist(), strict=True)
+                for name, score in zip(record.reward_names, record.scored.scores[i].tolist(), strict=True)
             },
-            "penalty": record.penalties[i].item(),
+            "penalty": record.shaping[i].item(),
             "advantage": record.advantages[i].item(),
             "length": lengths[i],
-            "truncated": bool(experience.truncated[i]),
+            "truncated": bool(written.truncated[i]),
         }
-        for i in (range(len(experience.rows)) if which is None else which)
+        for i in (range(len(written.rows)) if which is None else which)
     ]
 
 

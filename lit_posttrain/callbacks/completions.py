@@ -9,8 +9,9 @@ import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 
 from lit_posttrain.callbacks.completion_rows import completion_rows
-from lit_posttrain.callbacks.records import RecordsRollouts, RolloutRecord
+from lit_posttrain.callbacks.records import RecordsRollouts
 from lit_posttrain.files.whole import append_lines
+from lit_posttrain.rollout.metrics import RolloutRecord
 
 log = logging.getLogger(__name__)
 
@@ -76,5 +77,7 @@ class CompletionsFile(Callback):
 
 def _groups(record: RolloutRecord) -> dict[int, list[dict[str, Any]]]:
     """The rows of each prompt's completions, by its number in the rollout."""
-    rows, size = completion_rows(record), record.group_size
-    return {slot: rows[size * group : size * (group + 1)] for group, slot in enumerate(record.slots.tolist())}
+    rows, size = completion_rows(record), record.scored.group_size
+    return {
+        slot: rows[size * group : size * (group + 1)] for group, slot in enumerate(record.scored.prompt_index.tolist())
+    }

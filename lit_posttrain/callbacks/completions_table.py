@@ -68,9 +68,9 @@ class CompletionsTable(Callback):
         if record is None or record.index == self._seen:
             return
         self._seen = record.index
-        if record.index % self._every or record.experience is None:
+        if record.index % self._every or record.scored.completions is None:
             return
-        count = len(record.experience.rows)
+        count = len(record.scored.completions.rows)
         shown = min(self.rows, count)
         rows = [_flat(row) for row in completion_rows(record, (i * count // shown for i in range(shown)))]
         self._add(logger, rows, step=record.step)

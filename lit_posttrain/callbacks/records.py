@@ -1,42 +1,19 @@
 """What callbacks may ask of a module that samples rollouts; its insides are its own."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from torch import Tensor
-
-from lit_posttrain.batching import TokenBatch
-
-
-class Sampled(Protocol):
-    """Prompts and completions of a rollout, B of them."""
-
-    rows: list[dict[str, Any]]
-    completions: list[Any]
-    tokens: TokenBatch
-    truncated: Tensor
-    generate_s: float
-
-
-class RolloutRecord(Protocol):
-    """A rollout of this rank as the reward functions saw it."""
-
-    index: int
-    step: int
-    slots: Tensor
-    experience: Sampled | None
-    reward_names: list[str]
-    scores: Tensor
-    rewards: Tensor
-    penalties: Tensor
-    advantages: Tensor
-    group_size: int
-    score_s: float
-    num_tokens: int
+if TYPE_CHECKING:
+    from lit_posttrain.rollout.metrics import RolloutRecord
 
 
 @runtime_checkable
 class RecordsRollouts(Protocol):
     """A module that keeps the record of its last rollout."""
 
-    last_rollout: Any
-    steps_per_rollout: int
+    @property
+    def last_rollout(self) -> "RolloutRecord | None":
+        """The record of the current rollout."""
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimiser steps that are made of one rollout."""

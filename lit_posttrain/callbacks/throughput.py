@@ -38,8 +38,8 @@ class Throughput(Callback):
             return
         record = pl_module.last_rollout
         if record.index != self._rollout:
-            generate_s = record.experience.generate_s if record.experience else 0.0
-            self._rollout, self._spent_s, self._steps = record.index, generate_s + record.score_s, 0
+            generate_s = record.scored.completions.generate_s if record.scored.completions else 0.0
+            self._rollout, self._spent_s, self._steps = record.index, generate_s + record.scored.score_s, 0
         self._spent_s += update_s
         self._steps += 1
         if self._steps == pl_module.steps_per_rollout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -169,7 +169,7 @@ class StepLoader(PassLoader):
             if position >= end:
                 return
             position += 1
-            self._moved(position)
+            self._place = replace(place, position=position)
             yield part
 
 

@@ -50,7 +50,21 @@ def group_advantages(
         >>> group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), group_size=4, baseline="leave_one_out", scale="none")
         tensor([ 1.0000, -0.3333, -0.3333, -0.3333])
     """
-    _check_arguments(rewards, group_size, baseline, scale, eps)
+    if group_size < 2:
+        raise ValueError(f"`group_size` must be >= 2, got {group_size}: the completions of one prompt are compared.")
+    if rewards.dim() != 1:
+        raise ValueError(f"`rewards` must have shape [B], got {tuple(rewards.shape)}: one number per completion.")
+    if len(rewards) % group_size != 0:
+        raise ValueError(
+            f"`group_size` must divide the number of rewards, got {group_size} and {len(rewards)}: "
+            "groups are contiguous and complete; mark what could not be scored with NaN."
+        )
+    if baseline not in get_args(Baseline):
+        raise ValueError(f"`baseline` must be one of {', '.join(get_args(Baseline))}, got {baseline!r}.")
+    if scale not in get_args(AdvantageScale):
+        raise ValueError(f"`scale` must be one of {', '.join(get_args(AdvantageScale))}, got {scale!r}.")
+    if not eps > 0:
+        raise ValueError(f"`eps` must be > 0, got {eps}: equal rewards have a standard deviation of 0.")
     rewards = rewards.detach().to(torch.promote_types(rewards.dtype, torch.float32))
     grouped = rewards.reshape(len(rewards) // group_size, group_size)  # [B / G, G]
     scorable = grouped.isfinite()
@@ -71,6 +85,44 @@ def group_advantages(
     elif scale == "batch":
         advantages = advantages / (masked_var(grouped, scorable, unbiased=True).sqrt() + eps)
     return advantages.reshape(-1)
+
+
+def rewards_of_tokens(
+    rewards: Tensor,
+    mask: Tensor,
+    *,
+    given: Tensor | None = None,
+    kl: Tensor | None = None,
+    kl_coef: float = 0.0,
+) -> Tensor:
+    """Lay the reward of a completion on its tokens: the last one gets it, and each pays for its KL.
+
+    Args:
+        rewards: of whole completions, shape (B,), what is `given` included.
+        mask: bool, shape (B, C), True on the tokens of a completion, which are its first ones.
+        given: the part that was given token by token, shape (B, C); None = nothing was.
+        kl: from the reference at each token, shape (B, C), nats; None = none is paid for.
+        kl_coef: units of reward per nat.
+
+    Returns:
+        Shape (B, C), 0 where `mask` is False.
+
+    Raises:
+        ValueError: if `mask` is not bool.
+
+    Example:
+        >>> mask = torch.tensor([[True, True, False]])
+        >>> rewards_of_tokens(torch.tensor([1.0]), mask, kl=torch.tensor([[0.5, 0.25, 9.0]]), kl_coef=0.1)
+        tensor([[-0.0500,  0.9750,  0.0000]])
+    """
+    check_mask(mask)
+    dtype = rewards.dtype if kl is None else torch.promote_types(rewards.dtype, kl.dtype)
+    earned = torch.zeros(mask.shape, dtype=dtype, device=mask.device) if given is None else given.to(dtype)
+    last = mask.sum(1, keepdim=True) - 1
+    earned = earned.scatter_add(1, last, (rewards.to(dtype) - earned.sum(1))[:, None])
+    if kl is not None:
+        earned = earned - kl_coef * kl
+    return earned.masked_fill(~mask, 0)
 
 
 def reward_to_go(rewards: Tensor, mask: Tensor, *, discount: float = 1.0) -> Tensor:
@@ -151,24 +203,6 @@ def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int, factor: f
     if not factor >= 0:
         raise ValueError(f"`factor` must be >= 0, got {factor}: it is the size of the penalty, subtracted here.")
     return factor * ((max_length - buffer - lengths) / buffer).clamp(min=-1, max=0)
-
-
-def _check_arguments(rewards: Tensor, group_size: int, baseline: str, scale: str, eps: float) -> None:
-    if group_size < 2:
-        raise ValueError(f"`group_size` must be >= 2, got {group_size}: the completions of one prompt are compared.")
-    if rewards.dim() != 1:
-        raise ValueError(f"`rewards` must have shape [B], got {tuple(rewards.shape)}: one number per completion.")
-    if len(rewards) % group_size != 0:
-        raise ValueError(
-            f"`group_size` must divide the number of rewards, got {group_size} and {len(rewards)}: "
-            "groups are contiguous and complete; mark what could not be scored with NaN."
-        )
-    if baseline not in get_args(Baseline):
-        raise ValueError(f"`baseline` must be one of {', '.join(get_args(Baseline))}, got {baseline!r}.")
-    if scale not in get_args(AdvantageScale):
-        raise ValueError(f"`scale` must be one of {', '.join(get_args(AdvantageScale))}, got {scale!r}.")
-    if not eps > 0:
-        raise ValueError(f"`eps` must be > 0, got {eps}: equal rewards have a standard deviation of 0.")
 
 
 def gae(

@@ -1,8 +1,9 @@
 """Policies and tokenizers by name or path, loaded when they are asked for and not before."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lit_posttrain.models.hub import resolve_folder
 from lit_posttrain.models.lora import Lora, base_of_adapter, holds_adapter
@@ -30,6 +31,8 @@ class Pretrained:
         seed: of the fresh weights.
         tokenizer: another folder or repository to take the tokenizer from; None = `path`.
         lora: train a low-rank adapter instead of all weights; None = all weights.
+        logits_chunk_size: positions whose logits exist at the same time in a policy; bounds memory, does not change the
+            result.
 
     Raises:
         ValueError: if `dtype` or `attention` is none of the names above, or `lora` would export an adapter of random
@@ -44,8 +47,10 @@ class Pretrained:
     seed: int = 0
     tokenizer: str | None = None
     lora: Lora | None = None
+    logits_chunk_size: int = 512
 
     def __post_init__(self) -> None:
+        check_chunk_size(self.logits_chunk_size)
         if not self.path:
             raise ValueError("`model.path` is empty: give a folder or the name of a repository on the Hub.")
         if self.dtype not in DTYPES:
@@ -194,6 +199,38 @@ class Pretrained:
         return (str(BUILT_IN[path]), True) if path in BUILT_IN else resolve_folder(path)
 
 
-def as_pretrained(policy: Any) -> Any:
-    """A name or path as a `Pretrained`; anything else (a model, a factory) as it is."""
-    return Pretrained(str(policy)) if isinstance(policy, str | Path) else policy
+@dataclass(frozen=True)
+class BuiltModel:
+    """A causal language model that somebody has built, or a function that builds one.
+
+    Args:
+        model: a `transformers` model, one of peft's with a LoRA adapter, or a function of no arguments that builds one;
+            functions are called in `configure_model`, after all arguments have been checked.
+        tokenizer: of the model; None = found by the name that the model carries.
+        logits_chunk_size: positions whose logits exist at the same time in a policy; bounds memory, does not change the
+            result.
+
+    Raises:
+        TypeError: if `model` is none of these.
+    """
+
+    model: "PreTrainedModel | Callable[[], PreTrainedModel]"
+    tokenizer: "PreTrainedTokenizerBase | None" = None
+    logits_chunk_size: int = 512
+
+    def __post_init__(self) -> None:
+        check_chunk_size(self.logits_chunk_size)
+        if not callable(self.model):
+            raise TypeError(
+                f"`model` must be a transformers model or a function that builds one, got {type(self.model).__name__}."
+            )
+
+
+def check_chunk_size(logits_chunk_size: int) -> None:
+    """Refuse a number of positions below 1.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if logits_chunk_size < 1:
+        raise ValueError(f"`logits_chunk_size` must be >= 1, got {logits_chunk_size}: it counts positions.")

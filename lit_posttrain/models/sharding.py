@@ -57,7 +57,11 @@ def release(network: nn.Module) -> None:
 @contextmanager
 def whole(*networks: nn.Module) -> Iterator[None]:
     """`gather` and `release`; inside another one of the same network nothing happens."""
-    sharded = [network for network in networks if _is_sharded(network)]
+    sharded = [
+        network
+        for network in networks
+        if isinstance(network, FSDPModule) and any(isinstance(p, DTensor) for p in network.parameters())
+    ]
     for network in sharded:
         gather(network)
     try:
@@ -130,10 +134,6 @@ def _shards(network: nn.Module) -> list[FSDPModule]:
     if not isinstance(network, FSDPModule):
         return []
     return [module for module in network.modules() if isinstance(module, FSDPModule)]
-
-
-def _is_sharded(network: nn.Module) -> bool:
-    return isinstance(network, FSDPModule) and any(isinstance(p, DTensor) for p in network.parameters())
 
 
 def _part_of(tensor: Any, own: Any) -> Any:

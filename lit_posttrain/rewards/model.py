@@ -63,7 +63,7 @@ class LearnedReward:
         """
         if not completions:
             return []
-        from lit_posttrain.models.folders import context_length
+        from lit_posttrain.models.tokenizers import context_length
 
         network, encoder = self._load()
         rows = [encoder.encode(prompt, text)[0] for prompt, text in zip(prompts, completions, strict=True)]
@@ -76,12 +76,7 @@ class LearnedReward:
             batch = SupervisedBatch.collate([rows[index] for index in places], pad_id=pad_id)
             batch = batch.to(network.score_mean.device)
             with torch.no_grad():
-                raw = network(
-                    prompt_ids=batch.prompt_ids,
-                    prompt_mask=batch.prompt_mask,
-                    completion_ids=batch.completion_ids,
-                    completion_mask=batch.completion_mask,
-                )
+                raw = network(batch)
             for index, score in zip(places, network.normalized(raw).tolist(), strict=True):
                 scores[index] = score
         return scores

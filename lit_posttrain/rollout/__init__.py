@@ -1,5 +1,5 @@
-"""From prompts to rollouts: the sampler and the loader."""
+"""From prompts to rollouts: engines, the collector, the loader, and what is told of them."""
 
-from lit_posttrain.rollout.sampling import Sampling
+from lit_posttrain.rollout.options import Rollouts, Sampling, Validation
 
-__all__ = ["Sampling"]
+__all__ = ["Rollouts", "Sampling", "Validation"]

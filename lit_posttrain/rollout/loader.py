@@ -1,6 +1,7 @@
 """Rollouts as data: a training loader that turns prompt batches into the micro-batches of optimiser steps."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,6 +9,7 @@ from lightning import Trainer
 
 from lit_posttrain.batching import MicroBatch, PassLoader, PlannedRollout, ReplayedPasses
 from lit_posttrain.batching.passes import Passes
+from lit_posttrain.rollout.options import Rollouts
 
 PromptBatch = list[dict[str, Any]]
 
@@ -80,19 +82,9 @@ class SideStream:
     """
 
     def __init__(self, open_pass: Callable[[int, int], Iterator[list[dict[str, Any]]]]) -> None:
+        self.place = (0, 0)
         self._open_pass = open_pass
-        self._place = (0, 0)
-        self._batches: Iterator[list[dict[str, Any]]] | None = None
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Pass and position of the next batch."""
-        return self._place
-
-    @place.setter
-    def place(self, place: tuple[int, int]) -> None:
-        if place != self._place:
-            self._place, self._batches = place, None
+        self._opened: tuple[tuple[int, int], Iterator[list[dict[str, Any]]]] | None = None  # a pass, and its place
 
     def __call__(self) -> list[dict[str, Any]]:
         """The next batch, this rank's part of it.
@@ -101,22 +93,24 @@ class SideStream:
             ValueError: if a pass has no batch.
         """
         for _ in range(2):
-            epoch, position = self._place
-            if self._batches is None:
-                self._batches = self._open_pass(SIDE_EPOCHS + epoch, position)
-            rows = next(self._batches, None)
+            epoch, position = self.place
+            if self._opened is None or self._opened[0] != self.place:
+                self._opened = (self.place, self._open_pass(SIDE_EPOCHS + epoch, position))
+            batches = self._opened[1]
+            rows = next(batches, None)
             if rows is not None:
-                self._place = (epoch, position + 1)
+                self.place = (epoch, position + 1)
+                self._opened = (self.place, batches)
                 return rows
-            self._place, self._batches = (epoch + 1, 0), None
+            self.place = (epoch + 1, 0)
         raise ValueError("there are no prompts to sample more groups from: the training prompt loader is empty.")
 
 
 class RolloutMaker(Protocol):
     """What the loader asks of a module."""
 
-    seed: int
-    max_refills: int
+    rollouts: Rollouts
+    max_resample_batches: int
 
     @property
     def steps_per_rollout(self) -> int:
@@ -155,7 +149,7 @@ class RolloutLoader(PassLoader):
     _passes: SidePasses
 
     def __init__(self, prompts: Iterable[PromptBatch], maker: RolloutMaker, trainer: Trainer) -> None:
-        passes: SidePasses = ReplayedPasses(prompts, seed=maker.seed, world_size=trainer.world_size)
+        passes: SidePasses = ReplayedPasses(prompts, seed=maker.rollouts.seed, world_size=trainer.world_size)
         if isinstance(prompts, StartsAnywhere):
             passes = PromptPasses(prompts)
         super().__init__(passes, trainer, micro_batches=maker.steps_per_rollout * trainer.accumulate_grad_batches)
@@ -167,10 +161,10 @@ class RolloutLoader(PassLoader):
         self._more_places = [(0, 0), (0, 0)]  # of the side stream, before and after the current rollout
         if passes.num_batches == 0:
             raise ValueError("there are no prompts to train on: the training prompt loader is empty.")
-        if maker.max_refills > 0 and getattr(prompts, "persistent_workers", False):
+        if maker.max_resample_batches > 0 and getattr(prompts, "persistent_workers", False):
             raise ValueError(
-                "`max_refills` goes through the prompts a second time meanwhile, which a DataLoader with persistent "
-                "workers cannot: use `persistent_workers=False`."
+                "`max_resample_batches` goes through the prompts a second time meanwhile, which a DataLoader with "
+                "persistent workers cannot: use `persistent_workers=False`."
             )
         if passes.num_batches is None and trainer.max_steps < 0:
             raise ValueError("prompts without a length need `trainer.max_steps`: nothing else says when to stop.")
@@ -205,7 +199,7 @@ class RolloutLoader(PassLoader):
                 self._rollouts_made += 1
             assert self._current is not None
             position += 1
-            self._moved(position)
+            self._place = replace(place, position=position)
             yield self._current.micro_batch(number)
 
     def _own_state(self) -> dict[str, Any]:

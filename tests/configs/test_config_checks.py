@@ -35,7 +35,7 @@ from tests.composing import compose_train
         (["optim.betas=3"], "`optim.betas` must be a list of numbers from 0 to below 1, as [0.9,0.95], got `3`."),
         (["optim.betas=[0.9,2]"], "`optim.betas` must be a list of numbers from 0 to below 1, as [0.9,0.95], got"),
         (["algo=ppo", "algo.kl_target=abc"], "`algo.kl_target` must be a number, got `abc`."),
-        (["algo.generation_batch_size=2.5"], "`algo.generation_batch_size` must be a whole number, got `2.5`."),
+        (["algo.rollouts.batch_size=2.5"], "`algo.rollouts.batch_size` must be a whole number, got `2.5`."),
         (["optim.lr=-1"], "`optim.lr` must be >= 0, got -1."),
         (["scheduler=cosine", "trainer.max_steps=-1"], "`trainer.max_steps` must be given with a schedule that ends"),
         (["val_every_steps=0"], "`val_every_steps` must be >= 1 or null, got 0."),
@@ -67,7 +67,7 @@ def test_check_explains(arguments, said):
 
 
 def test_null_switches_off_what_may_be_off():
-    check_config(compose_train("algo=ppo", "algo.value_clip=null"))  # 0.2 unless told
+    check_config(compose_train("algo=ppo", "algo.critic.clip=null"))  # 0.2 unless told
 
 
 def test_check_finds_nothing_wrong_with_the_defaults():

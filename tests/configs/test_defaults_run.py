@@ -41,7 +41,7 @@ SHORT = {
     "data.path.num_pairs": 4,
     "data.path.num_validation": 2,
     "data.val_prompts.path.num_validation": 2,
-    "algo.val_samples": 1,
+    "algo.validation.num_samples": 1,
     "algo.normalization_pairs": 2,
     "trainer.accumulate_grad_batches": 1,
 }

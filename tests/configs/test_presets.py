@@ -99,14 +99,14 @@ def test_the_n_details_of_ppo():
     """As in the table of the paper's code, whatever suits the model."""
     for model in ("gpt2", "tiny"):
         cfg = compose_train(f"model={model}", "experiment=ppo_n_details")
-        assert (cfg.optim.lr, cfg.algo.value_lr, cfg.optim.eps) == (3e-6, 3e-6, 1e-5)
-        assert (cfg.data.batch_size, cfg.algo.group_size, cfg.algo.num_epochs, cfg.algo.num_minibatches) == (
+        assert (cfg.optim.lr, cfg.algo.critic.lr, cfg.optim.eps) == (3e-6, 3e-6, 1e-5)
+        assert (cfg.data.batch_size, cfg.algo.group_size, cfg.algo.rollouts.num_epochs, cfg.algo.rollouts.num_minibatches) == (
             512,
             1,
             4,
             1,
         )
-        assert (cfg.algo.kl_coef, cfg.algo.value_coef, cfg.algo.gae_lambda, cfg.algo.discount) == (0.05, 0.1, 0.95, 1.0)
+        assert (cfg.algo.kl_coef, cfg.algo.critic.coef, cfg.algo.gae_lambda, cfg.algo.discount) == (0.05, 0.1, 0.95, 1.0)
         assert (cfg.algo.sampling.temperature, cfg.algo.sampling.max_new_tokens) == (0.7, 53)
         assert cfg.trainer.gradient_clip_val is None
         assert cfg.scheduler.num_warmup_steps == 0
@@ -120,8 +120,8 @@ def test_the_n_details_of_ppo():
         "algo.optimizer.betas",
         "algo.sampling.max_new_tokens",
         "algo.sampling.temperature",
-        "algo.value_coef",
-        "algo.value_lr",
+        "algo.critic.coef",
+        "algo.critic.lr",
         "data.batch_size",
         "optim.betas",
         "trainer.gradient_clip_val",

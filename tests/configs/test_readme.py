@@ -23,6 +23,7 @@ COMMANDS = [
 ELSEWHERE = {
     "python -m lit_posttrain.app.inspect data=gridworld_sft",  # has tests of its own
     'pip install -e ".[dev]" && pytest',
+    "pytest @tests/quick.txt",  # test_contributing.py
     "python scripts/make_tiny.py",
     "python train.py trainer=ddp trainer.devices=2",
     "python train.py trainer=fsdp trainer.devices=2",

@@ -39,10 +39,10 @@ def test_what_can_run_is_run(command_line, started, tmp_path):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("ppo.algo.value_clip=0", "stage `ppo`: `value_clip` must be > 0"),
-        ("ppo.algo.critic=./foo", "stage `ppo`: `critic` must be policy, shared or a reward model, got `./foo`"),
-        ("ppo.algo.critic={sft}", "stage `ppo`: `{sft}` holds GPT2LMHeadModel, which is no reward model"),
-        ("ppo.algo.critic=/no/where", "there is no folder `/no/where` (looked at /no/where); check `algo.critic`"),
+        ("ppo.algo.critic.clip=0", "stage `ppo`: `value_clip` must be > 0"),
+        ("ppo.algo.critic.start=./foo", "stage `ppo`: `critic` must be policy, shared or a reward model, got `./foo`"),
+        ("ppo.algo.critic.start={sft}", "stage `ppo`: `{sft}` holds GPT2LMHeadModel, which is no reward model"),
+        ("ppo.algo.critic.start=/no/where", "there is no folder `/no/where` (looked at /no/where); check `algo.critic`"),
         pytest.param(
             "ppo.reward.path=/no/where",
             "there is no folder `/no/where` (looked at /no/where); check `reward.path`",
@@ -69,7 +69,7 @@ def test_what_can_run_is_run(command_line, started, tmp_path):
         ),
         ("rm.data.max_length=3", "stage `rm`: the rows given: 8 of 8 rows would be left out"),
         pytest.param("rm.model.dtype=float16", "stage `rm`: `model.dtype` must be one of", marks=LONGER),
-        pytest.param("sft.algo.val_samples=-1", "stage `sft`: `val_samples` must be", marks=LONGER),
+        pytest.param("sft.algo.validation.num_samples=-1", "stage `sft`: `val_samples` must be", marks=LONGER),
     ],
 )
 def test_a_wrong_value_of_a_later_stage_ends_the_pipeline_before_the_first(command_line, started, option, said):

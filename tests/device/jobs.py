@@ -220,7 +220,7 @@ JOBS: dict[str, Job | Command] = {
     "command": Command(
         (
             *("logger=csv", "trainer.max_steps=1", "trainer.accumulate_grad_batches=1", "algo.group_size=2"),
-            *("algo.val_samples=1", "data.batch_size=2", "data.path.num_validation=2"),
+            *("algo.validation.num_samples=1", "data.batch_size=2", "data.path.num_validation=2"),
         )
     ),
     "sft": Job(offline(SFT, label_smoothing=0.1, **WRITER), demonstrations, also=("resume",), float64=False),

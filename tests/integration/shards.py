@@ -283,7 +283,7 @@ def command(folder: Path, *overrides: str) -> None:
     GlobalHydra.instance().clear()
     folder.mkdir(parents=True, exist_ok=True)  # as Hydra does
     small = ["logger=csv", "algo=ppo", "algo.group_size=2", "data.batch_size=3", "algo.sampling.max_new_tokens=24"]
-    small += ["data.path.num_prompts=8", "data.path.num_validation=5", "algo.val_samples=1", "trainer.max_steps=2"]
+    small += ["data.path.num_prompts=8", "data.path.num_validation=5", "algo.validation.num_samples=1", "trainer.max_steps=2"]
     trainer = ["trainer=fsdp", "trainer.accelerator=cpu"] if WORLD_SIZE > 1 else []
     quiet = ["+trainer.enable_progress_bar=false"]
     run(compose_train(*small, "val_every_steps=1", *trainer, *quiet, *overrides, run_dir=folder))

@@ -263,7 +263,7 @@ def test_demonstrations_and_preferences_are_not_mixed_up(word_tokenizer):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"loss": "simpo", "length_normalised": False}, "`length_normalised=False` does not go with `loss=simpo`"),
+        ({"loss": "simpo", "length_normalized": False}, "`length_normalized=False` does not go with `loss=simpo`"),
         ({"loss": "kto", "precompute_reference": True}, "`precompute_reference` does not go with `loss=kto`"),
         ({"loss": "dpo"}, "`loss` must be one of sigmoid"),
         ({"beta": 0.0}, "`beta` must be > 0"),

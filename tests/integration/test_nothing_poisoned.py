@@ -33,7 +33,7 @@ def finite(checkpoint: Path) -> bool:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_learning_rate_that_is_too_high(tmp_path, algorithm):
     """The run ends, its checkpoints are finite, and nothing is exported."""
-    rates = ["optim.lr=1e30", *(["algo.value_lr=1e30"] if algorithm == "ppo" else [])]
+    rates = ["optim.lr=1e30", *(["algo.critic.lr=1e30"] if algorithm == "ppo" else [])]
     steps = ["trainer.max_steps=6", "val_every_steps=null", "callbacks.last_checkpoint.every_n_train_steps=1"]
     with pytest.raises(NonFiniteError):
         command(tmp_path / "run", *ALGORITHMS[algorithm], *rates, *steps)(None)

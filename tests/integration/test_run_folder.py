@@ -23,8 +23,8 @@ SMALL = [
     "data.path.num_prompts=64",
     "data.path.num_validation=16",
     "algo.group_size=4",
-    "algo.num_epochs=2",
-    "algo.num_minibatches=2",
+    "algo.rollouts.num_epochs=2",
+    "algo.rollouts.num_minibatches=2",
     "algo.kl_coef=0.01",
     "algo.scale=none",
     "val_every_steps=5",
@@ -145,7 +145,7 @@ def test_killed_in_the_middle_of_a_rollout_and_resumed(whole, tmp_path):
 def test_a_refused_resume_leaves_the_folder_as_it_was(whole):
     left = [path for path in whole.iterdir() if path.is_file()]
     before = {path: path.read_bytes() for path in left}
-    start = command(whole, *SMALL, "algo.num_epochs=3", "trainer.max_steps=30")
+    start = command(whole, *SMALL, "algo.rollouts.num_epochs=3", "trainer.max_steps=30")
     with pytest.raises(ValueError, match="resume with the same `num_epochs`"):
         start(whole / "checkpoints" / "last.ckpt")
     assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before

@@ -140,7 +140,7 @@ LONGER = pytest.mark.learn
 )
 def test_two_processes_end_together(start, moment):
     """Where they can meet they save a checkpoint; and within the limit in any case."""
-    run = start(*TWO, *(["algo.num_epochs=50"] if moment == "steps" else []))
+    run = start(*TWO, *(["algo.rollouts.num_epochs=50"] if moment == "steps" else []))
     if moment == "start":
         run.wait_for(lambda: run.processes() == 2)  # which look for one another
     elif moment == "first validation":

@@ -16,7 +16,7 @@ from lit_posttrain.functional.random import sample_keys
 from lit_posttrain.models.tokenizers import pad_token_id
 from lit_posttrain.rewards.gridworld import MOVES_PER_GOAL, step_rewards
 from lit_posttrain.rollout.sampler import sample_completions
-from lit_posttrain.rollout.sampling import Sampling
+from lit_posttrain.rollout.options import Sampling
 from lit_posttrain.tasks.grid import Grid
 from lit_posttrain.tasks.gridworld_data import prompt_rows
 from lit_posttrain.tasks.gridworld_text import cell_name
@@ -144,11 +144,11 @@ def test_values_are_close_to_those_of_dynamic_programming(tmp_path, seed):
 def explained_by_the_critic_of_a_frozen_policy(tmp_path, *options: str, steps: int, texts: list[str], legal: bool):
     """Explained variance of V^pi, at the prefixes that the policy visits from these prompts, all or the legal ones."""
     length = [
-        f"algo.critic_warmup_steps={steps}",
+        f"algo.critic.warmup_steps={steps}",
         f"trainer.max_steps={steps}",
         f"scheduler.num_decay_steps={steps // 2}",
     ]
-    fit = ["optim.betas=[0.9,0.98]", "algo.value_clip=null", "val_every_steps=null"]
+    fit = ["optim.betas=[0.9,0.98]", "algo.critic.clip=null", "val_every_steps=null"]
     summary = run(tmp_path, "algo=ppo", "logger=csv", "reward=gridworld_steps", *length, *fit, *options)
     assert summary["metrics"]["val/success"]["last"] == summary["metrics"]["val/success"]["first"]
     trained = Trained(tmp_path / "run")
@@ -162,7 +162,7 @@ def test_the_critic_of_a_frozen_policy_finds_the_values_of_its_prompts(tmp_path)
     """On 5 x 5: of 64 prompts, at the legal prefixes that the policy visits from them, drawn anew."""
     prompts = ["data.path.num_prompts=64", "data.batch_size=64", "data.path.num_validation=64", "algo.group_size=8"]
     explained = explained_by_the_critic_of_a_frozen_policy(
-        tmp_path, *prompts, "algo.value_lr=2e-3", steps=800, texts=grids(64, "train") * 4, legal=True
+        tmp_path, *prompts, "algo.critic.lr=2e-3", steps=800, texts=grids(64, "train") * 4, legal=True
     )
     assert explained >= 0.9
 
@@ -172,6 +172,6 @@ def test_the_critic_of_a_frozen_policy_finds_values_on_grids_that_were_held_back
     sizes = {"width": 3, "height": 3, "max_walls": 2}
     options = [f"data.path.{name}={n}" for name, n in {**sizes, "num_prompts": 1000, "num_validation": 100}.items()]
     explained = explained_by_the_critic_of_a_frozen_policy(
-        tmp_path, *options, "algo.value_lr=3e-3", steps=400, texts=grids(100, "validation", **sizes), legal=False
+        tmp_path, *options, "algo.critic.lr=3e-3", steps=400, texts=grids(100, "validation", **sizes), legal=False
     )
     assert explained >= 0.9

@@ -141,7 +141,7 @@ def test_reward_model(make_model, word_tokenizer, trainer_of, family, margin, ce
     ("theirs", "settings"),
     [
         ("sigmoid", {}),
-        ("sigmoid_norm", {"loss": "sigmoid", "length_normalised": True}),
+        ("sigmoid_norm", {"loss": "sigmoid", "length_normalized": True}),
         ("robust", {"label_smoothing": 0.2}),
         ("hinge", {}),
         ("ipo", {}),

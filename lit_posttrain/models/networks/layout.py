@@ -6,28 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lit_posttrain.batching import TokenBatch
 from lit_posttrain.models.sharding import whole
-
-
-def without_left_padding(
-    prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor
-) -> dict[str, Any]:
-    """Move every row to the left, so that all padding is on its right.
-
-        O O I I I R R O          I I I R R O
-        O I I I I R R R    ->    I I I I R R R
-
-    There a causal model never looks at it: no mask is needed, which lets attention take its fast path, positions count
-    from 0, and no query is without a key. Returned as the arguments of a transformers model.
-    """
-    ids = torch.cat([prompt_ids, completion_ids], dim=1)
-    lengths = prompt_mask.sum(1, keepdim=True) + completion_mask.sum(1, keepdim=True)
-    positions = torch.arange(max(1, int(lengths.max())), device=ids.device).expand(len(ids), -1)
-    left_padding = prompt_ids.shape[1] - prompt_mask.sum(1, keepdim=True)
-    # the last token stands in for the padding: transformers warns of pad ids that come without a mask
-    source = left_padding + torch.minimum(positions, lengths - 1).clamp(min=0)
-    return {"input_ids": ids.gather(1, source), "attention_mask": None, "position_ids": positions, "use_cache": False}
-
 
 ISOLATING = ("sdpa", "eager")
 TOLERANCE = 0.05  # of the norm of the hidden states: above what bfloat16 rounds off, below a leak from another row
@@ -54,35 +34,17 @@ class PacksRows(nn.Module):
                 check_isolation(self.model)
             self._isolates = True
 
-    def model_inputs(
-        self,
-        *,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        completion_ids: Tensor,
-        completion_mask: Tensor,
-        pack_ids: Tensor | None,
-    ) -> "ModelInputs":
+    def lay_out(self, batch: TokenBatch) -> "ModelInputs":
         """Lay rows out for the model, without their padding: packed as `pack_ids` says, or each by itself.
-
-        Arguments are those of `pack_rows`.
 
         Raises:
             ValueError: if rows shall be packed and the model cannot keep them apart.
         """
-        if pack_ids is None:
-            inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
-            sequences = torch.arange(len(prompt_ids), device=prompt_ids.device)
-            return ModelInputs(inputs, sequences, torch.zeros_like(sequences))
+        if batch.pack_ids is None:
+            sequences = torch.arange(len(batch), device=batch.prompt_ids.device)
+            return ModelInputs(without_left_padding(batch), sequences, torch.zeros_like(sequences))
         self.check_packing()
-        return pack_rows(
-            self.model,
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            completion_ids=completion_ids,
-            completion_mask=completion_mask,
-            pack_ids=pack_ids,
-        )
+        return pack_rows(self.model, batch, batch.pack_ids)
 
 
 class ModelInputs(NamedTuple):
@@ -99,15 +61,25 @@ class ModelInputs(NamedTuple):
     offsets: Tensor
 
 
-def pack_rows(
-    model: PreTrainedModel,
-    *,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    completion_ids: Tensor,
-    completion_mask: Tensor,
-    pack_ids: Tensor,
-) -> ModelInputs:
+def without_left_padding(batch: TokenBatch) -> dict[str, Any]:
+    """Move every row to the left, so that all padding is on its right.
+
+        O O I I I R R O          I I I R R O
+        O I I I I R R R    ->    I I I I R R R
+
+    There a causal model never looks at it: no mask is needed, which lets attention take its fast path, positions count
+    from 0, and no query is without a key. Returned as the arguments of a transformers model.
+    """
+    ids = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)
+    lengths = batch.lengths[:, None]
+    positions = torch.arange(max(1, int(lengths.max())), device=ids.device).expand(len(ids), -1)
+    left_padding = batch.prompt_ids.shape[1] - batch.prompt_mask.sum(1, keepdim=True)
+    # the last token stands in for the padding: transformers warns of pad ids that come without a mask
+    source = left_padding + torch.minimum(positions, lengths - 1).clamp(min=0)
+    return {"input_ids": ids.gather(1, source), "attention_mask": None, "position_ids": positions, "use_cache": False}
+
+
+def pack_rows(model: PreTrainedModel, batch: TokenBatch, pack_ids: Tensor) -> ModelInputs:
     """Put rows one behind the other, without their padding.
 
         O O I I I R R O          I I I R R J J R R R
@@ -119,16 +91,13 @@ def pack_rows(
 
     Args:
         model: whose attention decides in which form the mask is given.
-        prompt_ids: (B, P), left-padded.
-        prompt_mask: (B, P).
-        completion_ids: (B, C), right-padded.
-        completion_mask: (B, C).
+        batch: the rows.
         pack_ids: (B,), rows with the same number share a sequence, in their order.
 
     Raises:
         ValueError: if a row is longer than the model's attention window.
     """
-    real = torch.cat([prompt_mask, completion_mask], dim=1)
+    real = torch.cat([batch.prompt_mask, batch.completion_mask], dim=1)
     lengths = real.sum(1)
     window = attention_window(model)
     if window is not None and int(lengths.max()) > window:
@@ -146,8 +115,8 @@ def pack_rows(
     within = (real.cumsum(1) - 1)[rows, columns]
     places = sequences[rows], offsets[rows] + within
     shape = (int(sequences.max()) + 1, width)
-    input_ids, position_ids = completion_ids.new_zeros(shape), completion_ids.new_zeros(shape)
-    input_ids[places] = torch.cat([prompt_ids, completion_ids], dim=1)[real]
+    input_ids, position_ids = batch.completion_ids.new_zeros(shape), batch.completion_ids.new_zeros(shape)
+    input_ids[places] = torch.cat([batch.prompt_ids, batch.completion_ids], dim=1)[real]
     position_ids[places] = within
     owner = torch.full(shape, -1, device=real.device)
     owner[places] = rows
@@ -196,14 +165,10 @@ def check_isolation(model: PreTrainedModel) -> None:
     mask = torch.zeros_like(ids, dtype=torch.bool)
     for index, row in enumerate(rows):
         ids[index, : row.shape[1]], mask[index, : row.shape[1]] = row, True
-    packed = pack_rows(
-        model,
-        prompt_ids=ids[:, :1],
-        prompt_mask=mask[:, :1],
-        completion_ids=ids[:, 1:],
-        completion_mask=mask[:, 1:],
-        pack_ids=ids.new_zeros(2),
+    batch = TokenBatch(
+        prompt_ids=ids[:, :1], prompt_mask=mask[:, :1], completion_ids=ids[:, 1:], completion_mask=mask[:, 1:]
     )
+    packed = pack_rows(model, batch, ids.new_zeros(2))
     want = torch.cat([_hidden(model, {"input_ids": row, "use_cache": False}) for row in rows], dim=1)
     try:
         got = _hidden(model, packed.inputs)

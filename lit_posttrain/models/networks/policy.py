@@ -1,16 +1,22 @@
 """A causal language model as a policy: log-probs of given completions without the [B, T, V] logits."""
 
 import warnings
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from lit_posttrain.batching import TrainingBatch
 from lit_posttrain.functional import token_entropy, token_logprobs
-from lit_posttrain.models.networks.head import OutputHead
 from lit_posttrain.models.networks.layout import PacksRows
+
+# Relative agreement asked of the head with the model's own logits. A forgotten scale or soft cap is far above it.
+TOLERANCE = 1e-3
 
 
 class TokenStatistics(NamedTuple):
@@ -70,55 +76,38 @@ class Policy(PacksRows):
 
     def forward(
         self,
+        batch: TrainingBatch,
         *,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        completion_ids: Tensor,
-        completion_mask: Tensor,
-        loss_mask: Tensor,
         temperature: float = 1.0,
         entropy_gradient: bool = False,
         supervised: bool = False,
-        pack_ids: Tensor | None = None,
         value_head: nn.Module | None = None,
     ) -> TokenStatistics:
-        """Log-probs and entropies of the completion tokens given all before them.
+        """Compute log-probs and entropies of the completion tokens given all before them.
 
         The logits at position i speak of token i + 1: with p prompt tokens in a row, those of its completion token t
         are read at p - 1 + t.
 
         Args:
-            prompt_ids: (B, P), left-padded.
-            prompt_mask: (B, P).
-            completion_ids: (B, C), right-padded.
-            completion_mask: (B, C).
-            loss_mask: (B, C), where log-probs are wanted.
+            batch: B sequences; log-probs are wanted where its `loss_mask` is True.
             temperature: that of the sampler; divides the logits.
             entropy_gradient: whether gradients flow through the entropy.
             supervised: whether `hits` and `mean_logprobs` are wanted, too.
-            pack_ids: (B,), rows with the same number go through the model in one sequence, without seeing one another;
-                the result stays by row. None = each row by itself.
             value_head: makes a value of the hidden state that a token is predicted from, (n, H) to (n,); needs
                 `has_known_head`.
 
         Raises:
             ValueError: if rows shall be packed and the model cannot keep them apart.
         """
-        wanted, rows, predictors = prediction_places(prompt_mask, loss_mask)
-        inputs, sequences, offsets = self.model_inputs(
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            completion_ids=completion_ids,
-            completion_mask=completion_mask,
-            pack_ids=pack_ids,
-        )
+        wanted, rows, predictors = prediction_places(batch)
+        inputs, sequences, offsets = self.lay_out(batch)
         rows, predictors = sequences[rows], offsets[rows] + predictors
         if self._head is None:
             hidden = self.model(**inputs).logits[rows, predictors]
         else:
             hidden = self.model.base_model(**inputs)[0][rows, predictors]
 
-        token_ids = completion_ids[wanted]
+        token_ids = batch.completion_ids[wanted]
         parts = [
             checkpoint(
                 self._statistics,
@@ -133,7 +122,7 @@ class Policy(PacksRows):
             for states, ids in zip(hidden.split(self.chunk_size), token_ids.split(self.chunk_size), strict=True)
         ]
         statistics = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
-        empty = statistics[0].new_zeros(loss_mask.shape)
+        empty = statistics[0].new_zeros(wanted.shape)
         places = TokenStatistics(*(empty.to(each.dtype).masked_scatter(wanted, each) for each in statistics))
         if value_head is None:
             return places
@@ -145,7 +134,11 @@ class Policy(PacksRows):
         """Compute two tokens."""
         token = torch.zeros(1, 1, dtype=torch.long, device=self.model.device)
         real = torch.ones_like(token, dtype=torch.bool)
-        self(prompt_ids=token, prompt_mask=real, completion_ids=token, completion_mask=real, loss_mask=real)
+        self(
+            TrainingBatch(
+                prompt_ids=token, prompt_mask=real, completion_ids=token, completion_mask=real, loss_mask=real
+            )
+        )
 
     def _statistics(
         self, hidden: Tensor, token_ids: Tensor, temperature: float, entropy_gradient: bool, supervised: bool
@@ -162,21 +155,17 @@ class Policy(PacksRows):
         return logprobs, entropy, logits.argmax(-1) == token_ids, mean_logprobs
 
 
-def prediction_places(prompt_mask: Tensor, loss_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where the completion tokens that count are predicted from: at the token before each.
-
-    Args:
-        prompt_mask: (B, P).
-        loss_mask: (B, C).
+def prediction_places(batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Find where the completion tokens that count are predicted from: at the token before each.
 
     Returns:
         `loss_mask` with one place at least, so that a fully masked batch still runs the head and every parameter gets
         a gradient, (B, C); row and position of each of its n places in rows without left padding, (n,) and (n,).
     """
-    wanted = loss_mask.clone()
-    wanted[0, 0] |= ~loss_mask.any()
+    wanted = batch.loss_mask.clone()
+    wanted[0, 0] |= ~batch.loss_mask.any()
     rows, tokens = wanted.nonzero(as_tuple=True)
-    return wanted, rows, prompt_mask.sum(1)[rows] - 1 + tokens
+    return wanted, rows, batch.prompt_mask.sum(1)[rows] - 1 + tokens
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -187,3 +176,81 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if "drop" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
+
+
+@contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """`eval()` with gradients off; every sub-module gets its own mode back."""
+    training = {child: child.training for module in modules for child in module.modules()}
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():  # not inference_mode: its tensors may not take part in a later backward
+            yield
+    finally:
+        for child, mode in training.items():
+            child.training = mode
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """`soft_cap(scale * (hidden @ W.T + b))`: the linear output head and what some models do to its logits.
+
+    Args:
+        scale: Cohere multiplies its logits by `logit_scale`, Granite divides them by `logits_scaling`.
+        soft_cap: Gemma 2 bounds its logits to `soft_cap * tanh(logits / soft_cap)`.
+    """
+
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Self | None:
+        """The head of `model`, or None where it does not reproduce the model's own logits."""
+        settings = model.config.to_dict()
+        head = cls(
+            scale=(settings.get("logit_scale") or 1.0) / (settings.get("logits_scaling") or 1.0),
+            soft_cap=settings.get("final_logit_softcapping"),
+        )
+        return head if head._reproduces(model) else None
+
+    def __call__(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states (..., H)."""
+        logits = model.get_output_embeddings()(hidden)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.soft_cap is not None:
+            logits = torch.tanh(logits / self.soft_cap) * self.soft_cap
+        return logits
+
+    @torch.no_grad()
+    def _reproduces(self, model: PreTrainedModel) -> bool:
+        """One forward of a few tokens through the whole model and through its parts."""
+        if model.get_output_embeddings() is None or model.base_model is model:
+            return False
+        ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        with _attention_for_any_weights(model):
+            expected = model(**inputs).logits
+            hidden = model.base_model(**inputs)[0]
+        if hidden.shape[-1] != model.get_output_embeddings().weight.shape[-1]:
+            return False
+        error = (self(model, hidden) - expected).abs().max()
+        return bool(error <= TOLERANCE * expected.abs().max().clamp(min=1.0))
+
+
+@contextmanager
+def _attention_for_any_weights(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the model has an attention that runs on the CPU and in float32; a head does not depend on it.
+
+    Kernels such as flash attention do not. They are for where the model trains: on a GPU, under autocast.
+    """
+    kind = model.config._attn_implementation
+    if kind in ("sdpa", "eager"):
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(kind)

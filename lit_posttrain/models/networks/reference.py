@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from lit_posttrain.batching import TrainingBatch
 from lit_posttrain.models.networks.policy import Policy
 from lit_posttrain.models.sharding import shard
 
@@ -42,28 +43,10 @@ class Reference(ABC):
         return nullcontext()
 
     @torch.no_grad()
-    def logprobs(
-        self,
-        *,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        completion_ids: Tensor,
-        completion_mask: Tensor,
-        loss_mask: Tensor,
-        temperature: float,
-        pack_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Log-probs of the completion tokens under the reference, (B, C); arguments as in `Policy.forward`."""
+    def logprobs(self, batch: TrainingBatch, *, temperature: float = 1.0) -> Tensor:
+        """Compute log-probs of the completion tokens under the reference: (B, C)."""
         with self.as_it_was():
-            return self.policy(
-                prompt_ids=prompt_ids,
-                prompt_mask=prompt_mask,
-                completion_ids=completion_ids,
-                completion_mask=completion_mask,
-                loss_mask=loss_mask,
-                temperature=temperature,
-                pack_ids=pack_ids,
-            ).logprobs
+            return self.policy(batch, temperature=temperature).logprobs
 
 
 class FrozenReference(Reference):

@@ -10,6 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
+from lit_posttrain.batching import TokenBatch
 from lit_posttrain.models.folders import read_config, read_model
 from lit_posttrain.models.hub import resolve_folder
 from lit_posttrain.models.networks.layout import PacksRows
@@ -115,37 +116,14 @@ class RewardNetwork(PacksRows):
         with torch.device("cpu"):  # the network has buffers of its own
             return cls(read_model(AutoModelForSequenceClassification, folder, dtype=dtype, local=local))
 
-    def forward(
-        self,
-        *,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        completion_ids: Tensor,
-        completion_mask: Tensor,
-        pack_ids: Tensor | None = None,
-    ) -> Tensor:
-        """Raw scores of the sequences, (B,).
-
-        Args:
-            prompt_ids: (B, P), left-padded.
-            prompt_mask: (B, P).
-            completion_ids: (B, C), right-padded.
-            completion_mask: (B, C), the EOS included.
-            pack_ids: (B,), rows with the same number go through the model in one sequence, without seeing one another;
-                None = each row by itself.
+    def forward(self, batch: TokenBatch) -> Tensor:
+        """Compute raw scores of the sequences, the EOS included in each completion: (B,).
 
         Raises:
             ValueError: if rows shall be packed and the model cannot keep them apart.
         """
-        eos = prompt_mask.sum(1) + completion_mask.sum(1) - 1
-        last = (eos - int(self.score_before_eos)).clamp(min=0)
-        inputs, sequences, offsets = self.model_inputs(
-            prompt_ids=prompt_ids,
-            prompt_mask=prompt_mask,
-            completion_ids=completion_ids,
-            completion_mask=completion_mask,
-            pack_ids=pack_ids,
-        )
+        last = (batch.lengths - 1 - int(self.score_before_eos)).clamp(min=0)
+        inputs, sequences, offsets = self.lay_out(batch)
         hidden = self.model.base_model(**inputs)[0][sequences, offsets + last]
         weight = self.model.score.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_posttrain.batching import TrainingBatch
 from lit_posttrain.models.loading import Pretrained
 from lit_posttrain.models.networks.layout import without_left_padding
 from lit_posttrain.models.networks.policy import disable_dropout, prediction_places
@@ -90,24 +91,15 @@ class ValueNetwork(nn.Module):
             head.linear.bias.copy_(-network.score_mean / network.score_scale)
         return cls(network.model.base_model, head)
 
-    def forward(
-        self,
-        *,
-        prompt_ids: Tensor,
-        prompt_mask: Tensor,
-        completion_ids: Tensor,
-        completion_mask: Tensor,
-        loss_mask: Tensor,
-    ) -> Tensor:
-        """Values before the completion tokens, (B, C), 0 where `loss_mask` is False; arguments as in `Policy`.
+    def forward(self, batch: TrainingBatch) -> Tensor:
+        """Compute values before the completion tokens, (B, C), 0 where `loss_mask` is False.
 
         With p prompt tokens in a row the value before its completion token t is read at p - 1 + t, where the policy
         reads the logits of that token: it has not seen it.
         """
-        wanted, rows, places = prediction_places(prompt_mask, loss_mask)
-        inputs = without_left_padding(prompt_ids, prompt_mask, completion_ids, completion_mask)
-        values = self.head(self.trunk(**inputs)[0][rows, places])
-        return values.new_zeros(loss_mask.shape).masked_scatter(wanted, values)
+        wanted, rows, places = prediction_places(batch)
+        values = self.head(self.trunk(**without_left_padding(batch))[0][rows, places])
+        return values.new_zeros(wanted.shape).masked_scatter(wanted, values)
 
 
 def value_head_of(model: PreTrainedModel, *, like: Tensor) -> ValueHead:

@@ -85,7 +85,7 @@ def test_kto_is_that_of_a_slow_loop():
 
 def test_which_need_a_reference_and_which_take_means():
     assert {name for name, each in OBJECTIVES.items() if not each.needs_reference} == {"simpo", "orpo"}
-    assert {name for name, each in OBJECTIVES.items() if each.length_normalised} == {"ipo", "simpo", "orpo"}
+    assert {name for name, each in OBJECTIVES.items() if each.length_normalized} == {"ipo", "simpo", "orpo"}
     assert {name for name, each in OBJECTIVES.items() if not each.takes_sums} == {"simpo", "orpo"}
 
 

@@ -18,7 +18,7 @@ from lit_posttrain.models.networks.policy import Policy
 from lit_posttrain.models.networks.reference import AdapterReference
 from lit_posttrain.models.weights import tensors_sha256
 from lit_posttrain.rollout.sampler import sample_completions
-from lit_posttrain.rollout.sampling import Sampling
+from lit_posttrain.rollout.options import Sampling
 from tests.conftest import EOS
 from tests.unit.models.test_policy_logprobs import COMPLETIONS, PROMPTS, padded
 

@@ -11,7 +11,7 @@ from lit_posttrain.functional import random as counter_rng
 from lit_posttrain.functional.random import sample_keys, uniforms
 from lit_posttrain.rollout import sampling
 from lit_posttrain.rollout.sampler import sample_completions
-from lit_posttrain.rollout.sampling import Sampling, pick_tokens
+from lit_posttrain.rollout.options import Sampling, pick_tokens
 from tests.conftest import EOS, FAMILIES
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [12, 13]]
