@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_posttrain.data.formats.chat import Prompt
-from lit_posttrain.data.formats.encoder import Comparison, Demonstration, Judgement
+from lit_posttrain.data.formats.encoder import Comparison, Demonstration, Example, Judgement
 from lit_posttrain.data.formats.preference import PreferenceFormat
 from lit_posttrain.data.formats.templates import ChatShape, Row, Value
 from lit_posttrain.data.loaders import Batching
@@ -21,6 +22,39 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VIEWS = ("pairs", "chosen", "prompts")
+
+
+@dataclass(frozen=True)
+class ViewedFormat:
+    """How rows become preferences, or what there is to imitate in them.
+
+    Args:
+        format: how they are read.
+        view: "chosen" makes demonstrations; "pairs" and "prompts" leave them as they are.
+
+    Raises:
+        ValueError: if there is no such view.
+    """
+
+    format: PreferenceFormat
+    view: str
+
+    def __post_init__(self) -> None:
+        if self.view not in VIEWS:
+            raise ValueError(f"`view` must be one of {', '.join(VIEWS)}, got {self.view!r}.")
+
+    def reader(self, rows: Rows) -> Callable[[Row], Example | None]:
+        """What reads one of these rows; None of a completion that shows what not to do."""
+        read = self.format.reader(rows)
+        return read if self.view != "chosen" else lambda row: _demonstration(read(row))
+
+
+def _demonstration(example: Comparison | Judgement) -> Demonstration | None:
+    if isinstance(example, Judgement) and not example.label:
+        return None
+    completion = example.chosen if isinstance(example, Comparison) else example.completion
+    prompt = ChatShape().prompt(example.prompt)  # the beginning of a dialogue need not be one to answer
+    return Demonstration(prompt, completion)
 
 
 class PreferenceDataModule(SupervisedDataModule):
@@ -87,6 +121,8 @@ class PreferenceDataModule(SupervisedDataModule):
             `setup`, before weights are loaded.
     """
 
+    format: ViewedFormat
+
     def __init__(
         self,
         path: Paths,
@@ -122,14 +158,11 @@ class PreferenceDataModule(SupervisedDataModule):
         val_prompts: PromptDataModule | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        if view not in VIEWS:
-            raise ValueError(f"`view` must be one of {', '.join(VIEWS)}, got {view!r}.")
         held_out = HeldOut(path=val_path, split=val_split, fraction=val_fraction, size=val_size)
         sources = RowSources(path, weights=weights, split=split, subset=subset, seed=seed, held_out=held_out)
-        prompt = Value("prompt", prompt_column, prompt_template)
         columns = PreferenceFormat(
             format=format,
-            prompt=prompt,
+            prompt=Value("prompt", prompt_column, prompt_template),
             chosen=chosen_column,
             rejected=rejected_column,
             margin=margin_column,
@@ -139,9 +172,7 @@ class PreferenceDataModule(SupervisedDataModule):
         )
         engine = RowEngine(tokenizer, max_length, max_dropped, drop_invalid, rewritten_turns, num_workers)
         batching = Batching(batch_size, val_batch_size, packing=packing, shuffle=shuffle, seed=seed)
-        seen = _Chosen(columns) if view == "chosen" else columns
-        super().__init__(sources, seen, engine, batching, val_prompts=val_prompts)
-        self.view = view
+        super().__init__(sources, ViewedFormat(columns, view), engine, batching, val_prompts=val_prompts)
 
     def setup(self, stage: str) -> None:
         """Read, check and, where there is a tokenizer, encode all rows; once, whatever the stage.
@@ -150,13 +181,13 @@ class PreferenceDataModule(SupervisedDataModule):
             FileNotFoundError: if a source is not there.
             ValueError: if a row is wrong, with file and line, or the view is that of the prompts.
         """
-        if self.view == "prompts":
+        if self.format.view == "prompts":
             raise ValueError('`view="prompts"` is of no pairs: give the Trainer what `viewed()` makes of this.')
         super().setup(stage)
 
     def viewed(self) -> PreferenceDataModule | PromptDataModule:
         """What a Trainer takes: of the view "prompts" their `PromptDataModule`, of the others this one."""
-        if self.view != "prompts":
+        if self.format.view != "prompts":
             return self
         engine, batching = self.engine, self.batching
         return PromptDataModule(
@@ -183,27 +214,3 @@ class PreferenceDataModule(SupervisedDataModule):
 
     def _distinct_prompts(self, split: str) -> dict[str, Prompt]:
         return {json.dumps(example.prompt): example.prompt for example in self.examples(split)}
-
-
-class _Chosen:
-    """What there is to imitate in preferences.
-
-    Args:
-        format: how they are read.
-    """
-
-    def __init__(self, format: PreferenceFormat) -> None:
-        self.format = format
-
-    def reader(self, rows: Rows) -> Callable[[Row], Demonstration | None]:
-        """What reads one of these rows; None of a completion that shows what not to do."""
-        read = self.format.reader(rows)
-        return lambda row: _demonstration(read(row))
-
-
-def _demonstration(example: Comparison | Judgement) -> Demonstration | None:
-    if isinstance(example, Judgement) and not example.label:
-        return None
-    completion = example.chosen if isinstance(example, Comparison) else example.completion
-    prompt = ChatShape().prompt(example.prompt)  # the beginning of a dialogue need not be one to answer
-    return Demonstration(prompt, completion)
