@@ -32,7 +32,8 @@ def check_config(cfg: DictConfig) -> None:
     if cfg.mode not in MODES:
         hint = nearest(str(cfg.mode), list(MODES))
         raise ValueError(f"`mode` must be one of {', '.join(MODES)}, got `{cfg.mode}`.{hint}")
-    missing = sorted(OmegaConf.missing_keys(cfg))
+    unused = () if "rewards" in cfg.algo else ("reward.",)
+    missing = sorted(key for key in OmegaConf.missing_keys(cfg) if not key.startswith(unused))
     if missing:
         names, values = ", ".join(f"`{name}`" for name in missing), " ".join(f"{name}=..." for name in missing)
         raise ValueError(f"{names} must be given: add `{values}` to the command line.")
@@ -114,8 +115,8 @@ def check_arguments(node: DictConfig, path: str) -> None:
     if "_target_" in node:
         _check_target(node, path)
     for key in map(str, node):
-        if OmegaConf.is_interpolation(node, key):
-            continue  # it is checked where it stands
+        if OmegaConf.is_interpolation(node, key) or OmegaConf.is_missing(node, key):
+            continue  # it is checked where it stands; what is missing is not used
         if isinstance(node[key], DictConfig):
             check_arguments(node[key], f"{path}.{key}".lstrip("."))
 
@@ -131,7 +132,7 @@ def _check_target(node: DictConfig, path: str) -> None:
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return
     for key in map(str, node):
-        if key.startswith("_"):
+        if key.startswith("_") or OmegaConf.is_missing(node, key):
             continue
         if key not in parameters:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
@@ -53,15 +54,16 @@ def show(cfg: DictConfig, *, rows: int, console: Console) -> None:
         if missing:
             raise ValueError(f"`{missing[0]}` must be given: add `{missing[0]}=...` to the command line.")
         check_arguments(cfg[group], group)
+    from lit_posttrain.app.run import make_data
     from lit_posttrain.data import PromptDataModule
 
-    data = instantiate(cfg.data, _convert_="all")
+    data: Any = make_data(cfg)
     tokenizer = instantiate(cfg.model, _convert_="all").load_tokenizer()
     data.setup("fit")
+    data.encode(tokenizer)
     if isinstance(data, PromptDataModule):
         _show_prompts(data, tokenizer, rows=rows, console=console)
         return
-    data.encode(tokenizer)
     tokenizer = data.tokenizer
     for split in ("train", "validation"):
         sources = data.encoded(split)
@@ -83,7 +85,7 @@ def show(cfg: DictConfig, *, rows: int, console: Console) -> None:
 
 
 def _show_prompts(data, tokenizer, *, rows: int, console: Console) -> None:  # type: ignore[no-untyped-def]
-    from lit_posttrain.data.chat import encode_prompt
+    from lit_posttrain.data.formats.chat import encode_prompt
 
     for split, found in (("train", data.train_rows), ("validation", data.val_rows)):
         console.print(Text(f"{split}: {len(found)} prompts", style="bold"))

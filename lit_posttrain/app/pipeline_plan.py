@@ -29,9 +29,7 @@ REFUSED_OF_A_STAGE = {
     "gate": "gates are options of the pipeline, `pipeline.stages.<name>.gate.metric=...`.",
 }
 KINDS = {"PromptDataModule": "prompts", "InstructDataModule": "demonstrations", "PreferenceDataModule": "preferences"}
-# How preferences are seen by a stage that learns from something else: the option of `data` that holds them.
-VIEWS = {"chosen": "chosen", "prompts": "preference_prompts"}
-PREFERENCES = "data.path.preferences"
+VIEWS = ("chosen", "prompts")  # how preferences are seen by a stage that learns from something else
 
 
 @dataclass(frozen=True)
@@ -43,14 +41,12 @@ class Stage:
         overrides: as on a command line; `{other}` stands for the export of the stage `other`, before this one.
         inputs: the names of those stages.
         gate: what its summary has to show, None = nothing.
-        view: whether `data=` of the command line became `data.path.preferences` here.
     """
 
     name: str
     overrides: list[str]
     inputs: list[str]
     gate: Gate | None
-    view: bool = False
 
     def filled(self, exports: Mapping[str, str]) -> list[str]:
         """The overrides with the export of each stage before in its place."""
@@ -96,22 +92,22 @@ def plan_stages(pipeline: DictConfig, given: list[str], *, model: str, data_targ
         overrides = [_fill(line, {"model": model}) for line in lines]
         overrides += [o for o in given if option(o).split(".")[0] in SHARED]
         overrides += [o for o in given if _is_for_model(option(o), from_model=from_model)]
-        data = [] if "data" in chosen else _data_overrides(name, node.get("data") or {}, of_data, data_target)
-        overrides += data
+        if "data" not in chosen:
+            overrides += _data_overrides(name, node.get("data") or {}, of_data, data_target)
         overrides += own[name]
         earlier = [stage.name for stage in stages]
         inputs = [other for other in earlier if any(f"{{{other}}}" in override for override in overrides)]
         _check_placeholders(name, lines, earlier, known=None)
         _check_placeholders(name, own[name], earlier, known=list(nodes))
-        stages.append(Stage(name, overrides, inputs, Gate.of(name, node.get("gate")), view=data not in ([], of_data)))
+        stages.append(Stage(name, overrides, inputs, Gate.of(name, node.get("gate"))))
     return stages
 
 
 def option(override: str) -> str:
     """The dotted name that an override sets.
 
-    >>> option("+trainer.benchmark=true"), option("model/lora=default"), option("data@data.path.preferences=hh_rlhf")
-    ('trainer.benchmark', 'model.lora', 'data.path.preferences')
+    >>> option("+trainer.benchmark=true"), option("model/lora=default"), option("data@data.val_prompts=prompts")
+    ('trainer.benchmark', 'model.lora', 'data.val_prompts')
     """
     name = override.lstrip("+~").partition("=")[0]
     return name.rpartition("@")[2].replace("/", ".")
@@ -193,5 +189,4 @@ def _data_overrides(stage: str, forms: dict[str, str], overrides: list[str], tar
     if form not in VIEWS:
         hint = nearest(form, list(VIEWS))
         raise ValueError(f"stage `{stage}`: data are taken `as_is` or as {', '.join(VIEWS)}, got `{form}`.{hint}")
-    renamed = (re.sub(r"^([+~]*)data(?=\.)", rf"\1{PREFERENCES}", override) for override in overrides)
-    return [f"data={VIEWS[form]}", *(re.sub(r"^data=", f"data@{PREFERENCES}=", override) for override in renamed)]
+    return [*overrides, f"data.view={form}"]

@@ -29,6 +29,7 @@ from lit_posttrain.callbacks.metrics_csv import MetricsCSV
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
 from lit_posttrain.callbacks.run_clock import RunClock
 from lit_posttrain.callbacks.step_row import StepRow
+from lit_posttrain.data import PreferenceDataModule, PromptDataModule
 from lit_posttrain.files import checkpoints
 from lit_posttrain.files.checkpoints import DamagedCheckpointError
 from lit_posttrain.files.whole import whole_file, write_json
@@ -89,9 +90,17 @@ def prepare(cfg: DictConfig) -> tuple[PostTrainingModule, LightningDataModule]:
         changed = changed_options(cfg.ckpt_path, cfg) if cfg.mode == "fit" else []
         if changed:
             log.warning("going on with other options than the run began with:\n  %s", "\n  ".join(changed))
-    datamodule: LightningDataModule = instantiate(cfg.data, _convert_="all")
+    datamodule = make_data(cfg)
     datamodule.setup("fit")
+    if isinstance(datamodule, PromptDataModule):
+        datamodule.encode(module.tokenizer)
     return module, datamodule
+
+
+def make_data(cfg: DictConfig) -> LightningDataModule:
+    """The data of a configuration, preferences in the view that it asks for."""
+    datamodule: LightningDataModule = instantiate(cfg.data, _convert_="all")
+    return datamodule.viewed() if isinstance(datamodule, PreferenceDataModule) else datamodule
 
 
 def make_trainer(cfg: DictConfig, history: MetricsHistory) -> Trainer:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_posttrain.app.errors import words
 from lit_posttrain.app.hints import check_replaced, explain_composition_error
-from lit_posttrain.app.pipeline_plan import PREFERENCES, Stage
+from lit_posttrain.app.pipeline_plan import Stage
 
 # What watches a run or names it, and does not change its weights.
 WITHOUT_EFFECT = ("run_dir", "names", "ckpt_path", "overwrite", "logger", "callbacks", "gate")
@@ -57,6 +57,4 @@ def told_of(stage: Stage, exports: Mapping[str, str] | None = None) -> Iterator[
         text = explain_composition_error(words(error), stage.overrides)
         for name, folder in (exports or {}).items():
             text = text.replace(folder, f"{{{name}}}")
-        if stage.view:  # which the user knows by its other name
-            text = text.replace(f"{PREFERENCES}.", "data.")
         raise ValueError(f"stage `{stage.name}`: {text}") from error

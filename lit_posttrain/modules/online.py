@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 
 from lit_posttrain.batching import MicroBatch, PlannedRollout, Rollout, in_batches
-from lit_posttrain.data.prompt_loader import PromptLoader
+from lit_posttrain.data.loaders import PromptLoader
 from lit_posttrain.functional import Aggregation, KLEstimator, PolicyLoss, aggregate, kl_estimate
 from lit_posttrain.models.networks.policy import TokenStatistics, evaluation_mode
 from lit_posttrain.models.sharding import whole

@@ -12,7 +12,7 @@ from lit_posttrain.models.loading import Pretrained
 from lit_posttrain.rewards.protocol import RewardFunctions
 
 if TYPE_CHECKING:
-    from lit_posttrain.data.encoder import Encoder
+    from lit_posttrain.data.formats.encoder import Encoder
     from lit_posttrain.models.networks.reward import RewardNetwork
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -82,7 +82,7 @@ class LearnedReward:
         return scores
 
     def _load(self) -> tuple[RewardNetwork, Encoder]:
-        from lit_posttrain.data.encoder import Encoder
+        from lit_posttrain.data.formats.encoder import Encoder
         from lit_posttrain.models.networks.reward import RewardNetwork
 
         if self._network is None or self._encoder is None:

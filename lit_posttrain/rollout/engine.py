@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.batching import TokenBatch, lengths_to_mask, pad_left
-from lit_posttrain.data.chat import completion_as, encode_prompt
+from lit_posttrain.data.formats.chat import completion_as, encode_prompt
 from lit_posttrain.data.prompts import PromptDataModule
 from lit_posttrain.functional.random import pick_tokens, sample_keys, uniforms
 from lit_posttrain.models.networks.policy import evaluation_mode

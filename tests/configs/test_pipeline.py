@@ -96,9 +96,8 @@ def test_rlhf_on_preferences_of_another_model(command_line, stages, tmp_path):
     assert [each["optim"]["lr"] for each in (sft, rm, ppo)] == [2e-5, 5e-6, 3e-6]  # of conf/optim
     assert [each["data"]["batch_size"] for each in (sft, rm, ppo)] == [8, 8, 8]
     sft, ppo = sft["data"], ppo["data"]
-    assert (sft["max_length"], sft["drop_invalid"], sft["path"]["preferences"]["path"]) == (100, True, "hh.jsonl")
-    assert (ppo["path"]["max_length"], ppo["path"]["model"]["path"]) == (100, "sft")
-    assert ppo["path"]["preferences"]["format"] == "implicit"
+    assert (sft["view"], sft["max_length"], sft["drop_invalid"], sft["path"]) == ("chosen", 100, True, "hh.jsonl")
+    assert (ppo["view"], ppo["max_length"], ppo["format"], ppo["path"]) == ("prompts", 100, "implicit", "hh.jsonl")
 
 
 def test_killed_stopped_by_a_gate_done_and_changed(command_line, stages, tmp_path):

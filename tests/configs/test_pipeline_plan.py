@@ -52,11 +52,10 @@ def test_ppo_goes_by_the_reward_model():
 def test_preferences_are_demonstrations_pairs_and_prompts():
     data = ["data=hh_rlhf", "data.path=hh.jsonl", "+data.max_length=100"]
     stages = plan("rlhf", "model=gpt2", *data)
-    held = ["data.path.preferences.path=hh.jsonl", "+data.path.preferences.max_length=100"]
     assert {name: [o for o in overrides if "data" in o] for name, overrides in stages.items()} == {
-        "sft": ["data=chosen", "data@data.path.preferences=hh_rlhf", *held],
+        "sft": [*data, "data.view=chosen"],
         "rm": data,
-        "ppo": ["data=preference_prompts", "data@data.path.preferences=hh_rlhf", *held],
+        "ppo": [*data, "data.view=prompts"],
     }
 
 

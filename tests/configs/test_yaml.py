@@ -22,7 +22,6 @@ REQUIRED = {"path"}
 DIFFERENT = {("model/tiny_random.yaml", "random_init"): True}
 USERS = {  # what only the user can give
     "data.path": "/a/file.jsonl",
-    "data.path.preferences.path": "/a/file.jsonl",
     "model.path": "/a/folder",
     "reward.path": "lit_posttrain.rewards.gsm8k:exact_match",
 }
@@ -70,7 +69,7 @@ def exported_reward_model(folder: Path, make_model) -> str:
 def test_option_composes_and_builds(group, option, tmp_path, make_model):
     of_algo = [f"algo={option.removeprefix('tiny_').removeprefix('random_')}"] if group == "tuned" else []
     cfg = given(compose_train(*of_algo, f"{group}={option}", run_dir=tmp_path))
-    if (group, option) in (("reward", "model"), ("data", "preference_prompts")):
+    if cfg.reward["_target_"].endswith("load_reward_model"):
         cfg.reward.path = exported_reward_model(tmp_path, make_model)
     nodes = targets(cfg)
     assert {"algo", "data", "model", "reward", "optim", "scheduler", "trainer"} <= set(nodes)

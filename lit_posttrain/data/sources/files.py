@@ -1,16 +1,19 @@
 """Rows out of local files: JSON lines, one JSON list, CSV, Parquet.
 
-Each reader returns the rows and the number of each row in its file: the line for text files (from 1, as editors count),
-the index for the others (from 0, as `rows[0]`). Whatever is wrong with a file is an error that says where.
+Each reader returns the rows and, of files with a row in a line, the line of each (from 1, as editors count). Whatever
+is wrong with a file is an error that says where.
 """
 
 import csv
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-NumberedRows = tuple[list[dict[str, Any]], list[int]]
+from lit_posttrain.data.hints import did_you_mean
+
+NumberedRows = tuple[list[dict[str, Any]], list[int] | None]  # None where rows have no lines, but an index
 
 
 def read_text(path: Path) -> str:
@@ -56,8 +59,7 @@ def read_jsonl(path: Path) -> NumberedRows:
     """
     rows = []
     # Not `splitlines`: it also splits at U+2028 and the like, which may stand inside a JSON string.
-    lines = read_text(path).rstrip().split("\n")
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).rstrip().split("\n"), start=1):
         if not line.strip():
             raise ValueError(f"{path}:{number}: a blank line between rows; each line must hold one JSON object.")
         row = parse_json(line, path=path, first_line=number)
@@ -70,17 +72,20 @@ def read_jsonl(path: Path) -> NumberedRows:
     return rows, list(range(1, len(rows) + 1))
 
 
-def read_json_list(path: Path) -> NumberedRows:
-    """A file that holds one list of objects.
+def read_json(path: Path) -> NumberedRows:
+    """A file that holds one list of objects, or one object per line.
 
     Raises:
         ValueError: if it is broken, or an entry is something other than an object.
     """
-    rows = parse_json(read_text(path), path=path, first_line=1)
+    text = read_text(path)
+    if not text.lstrip().startswith("["):
+        return read_jsonl(path)
+    rows = parse_json(text, path=path, first_line=1)
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise ValueError(f"row {number} of {path}: must be a JSON object {{...}}, got {type(row).__name__}.")
-    return rows, list(range(len(rows)))
+    return rows, None
 
 
 def read_csv(path: Path) -> NumberedRows:
@@ -124,7 +129,36 @@ def read_parquet(path: Path) -> NumberedRows:
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
-        rows = pyarrow.parquet.ParquetFile(path).read().to_pylist()
+        return pyarrow.parquet.ParquetFile(path).read().to_pylist(), None
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a Parquet file that can be read: {error}") from error
-    return rows, list(range(len(rows)))
+
+
+READERS: dict[str, Callable[[Path], NumberedRows]] = {
+    ".jsonl": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
+}
+
+
+def read_file(source: str | Path) -> NumberedRows:
+    """The rows of a file of any kind that `READERS` names.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if its kind is unknown or it is empty or broken, with the line.
+    """
+    path = Path(source).expanduser()
+    if not path.is_file():
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise FileNotFoundError(f"`{source}` was not found: there is no folder {folder}.")
+        hint = did_you_mean(path.name, (entry.name for entry in folder.iterdir()))
+        raise FileNotFoundError(f"`{source}` was not found: there is no file {path.absolute()}.{hint}")
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{source}: the extension must be one of {', '.join(READERS)}, got {path.suffix!r}.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{source}: the file is empty; at least one row is needed.")
+    return reader(path)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_posttrain.data import row_files
-from lit_posttrain.data.hints import did_you_mean
-from lit_posttrain.data.order import permutation
-from lit_posttrain.data.row_hub import load_split
+from lit_posttrain.data.sources.files import READERS, read_file
+from lit_posttrain.data.sources.hub import load_split
+from lit_posttrain.data.sources.mixing import permutation
 
 Source = str | Path | Sequence[Mapping[str, Any]]
 
@@ -34,6 +33,11 @@ class Rows:
     source: str = ""
     numbers: Sequence[int] | None = field(default=None, repr=False)
     by_line: bool = False
+
+    @property
+    def name(self) -> str:
+        """What the rows are called in messages."""
+        return self.source or "the rows given"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -112,9 +116,13 @@ def load_rows(source: Source, *, split: str = "train", subset: str | None = None
             raise ValueError(
                 f"`split` is for data sets of the Hugging Face Hub, got {split!r} with "
                 f"{source if isinstance(source, str | Path) else 'rows in memory'}: a file has no splits; "
-                "for validation give another file (`data.val_path=`) or hold rows out (`data.val_fraction=`)."
+                "for validation give another file (`val_path`) or hold rows out (`val_fraction`)."
             )
-        rows = _read_file(source) if isinstance(source, str | Path) else _copy_rows(source)
+        if isinstance(source, str | Path):
+            made, lines = read_file(source)
+            rows = Rows(made, str(source), lines, by_line=lines is not None)
+        else:
+            rows = _copy_rows(source)
     if len(rows) == 0:
         raise ValueError(f"{rows.source or 'the list given'}: there are no rows; at least one is needed.")
     return rows
@@ -130,26 +138,6 @@ def has_splits(source: str | Path) -> bool:
     return not (path.is_file() or path.suffix.lower() in READERS or looks_like_path)
 
 
-def _read_file(source: str | Path) -> Rows:
-    path = Path(source).expanduser()
-    if not path.is_file():
-        folder = path.absolute().parent
-        if not folder.is_dir():
-            raise FileNotFoundError(f"`{source}` was not found: there is no folder {folder}.")
-        hint = did_you_mean(path.name, (entry.name for entry in folder.iterdir()))
-        raise FileNotFoundError(f"`{source}` was not found: there is no file {path.absolute()}.{hint}")
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ValueError(f"{source}: the extension must be one of {', '.join(READERS)}, got {path.suffix!r}.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{source}: the file is empty; at least one row is needed.")
-    by_line = path.suffix.lower() != ".parquet"
-    if path.suffix.lower() == ".json" and row_files.read_text(path).lstrip().startswith("["):
-        reader, by_line = row_files.read_json_list, False
-    rows, numbers = reader(path)
-    return Rows(rows, str(source), numbers, by_line)
-
-
 def _copy_rows(source: Sequence[Mapping[str, Any]]) -> Rows:
     if not isinstance(source, Iterable):
         raise TypeError(f"the source of rows must be a path, a name or a list of mappings, got {source!r}.")
@@ -159,11 +147,3 @@ def _copy_rows(source: Sequence[Mapping[str, Any]]) -> Rows:
             raise TypeError(f"row {index} must be a mapping from column to value, got {type(row).__name__}.")
         rows.append(dict(row))
     return Rows(rows)
-
-
-READERS: dict[str, Callable[[Path], row_files.NumberedRows]] = {
-    ".jsonl": row_files.read_jsonl,
-    ".json": row_files.read_jsonl,
-    ".csv": row_files.read_csv,
-    ".parquet": row_files.read_parquet,
-}

@@ -1,15 +1,23 @@
-"""Prompts with completions, and conversations, as tokens with a mask of what is supervised."""
+"""What is learned from, as text and as tokens with a mask of what is supervised."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
-from lit_posttrain.batching import EncodedRow
-from lit_posttrain.data.chat import Messages, Prompt, encode_prompt, encode_text
-from lit_posttrain.data.dialogue import REWRITTEN_TURNS, Piece, render_dialogue
+from lit_posttrain.batching import EncodedPair, EncodedRow, JudgedRow
+from lit_posttrain.data.formats.chat import (
+    REWRITTEN_TURNS,
+    Messages,
+    Piece,
+    Prompt,
+    encode_prompt,
+    encode_text,
+    render_dialogue,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,7 +41,7 @@ class Encoder:
     Args:
         tokenizer: a Hugging Face tokenizer with an EOS.
         max_length: tokens that a sequence may have; None takes what the tokenizer knows of its model.
-        rewritten_turns: see `render_dialogue`.
+        rewritten_turns: where a chat template rewrites earlier turns, supervise the "last" turn only, or "refuse".
 
     Raises:
         ValueError: if the tokenizer has no EOS or `rewritten_turns` is unknown.
@@ -109,7 +117,8 @@ class Encoder:
             mask.append(True)
         border = max(1, mask.index(True))  # nothing predicts the very first token
         mask[0] = False
-        return EncodedRow(ids[:border], ids[border:], mask[border:])
+        # arrays, which take a tenth of the memory of lists
+        return EncodedRow(array("i", ids[:border]), array("i", ids[border:]), array("b", mask[border:]))
 
     def _continue(self, ids: list[int], text: str, piece: str, *, by_template: bool) -> tuple[int, list[int]]:
         """How many of the tokens before a piece stay, and the tokens that follow them."""
@@ -129,3 +138,67 @@ class Encoder:
 
     def _text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+Encoded: TypeAlias = EncodedRow | EncodedPair | JudgedRow
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A completion to imitate.
+
+    Attributes:
+        prompt: text or messages, empty for plain text and for whole dialogues.
+        completion: in the same shape.
+    """
+
+    prompt: Prompt
+    completion: Prompt
+
+    def encode(self, encoder: Encoder) -> tuple[EncodedRow, bool]:
+        """As tokens, and whether the chat template left earlier turns unsupervised."""
+        if not has_content(self.completion):
+            raise ValueError("there is no supervised token: the completion is empty, so there is nothing to learn.")
+        return encoder.encode(self.prompt, self.completion)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two completions of one prompt, the first preferred by `margin`."""
+
+    prompt: Prompt
+    chosen: Prompt
+    rejected: Prompt
+    margin: float = 0.0
+
+    def encode(self, encoder: Encoder) -> tuple[EncodedPair, bool]:
+        """As tokens, and whether the chat template left earlier turns unsupervised."""
+        chosen, first = encoder.encode(self.prompt, self.chosen)
+        rejected, second = encoder.encode(self.prompt, self.rejected)
+        if (chosen.prompt_ids, chosen.completion_ids) == (rejected.prompt_ids, rejected.completion_ids):
+            raise ValueError("the chosen and the rejected completion are the same tokens: there is no preference.")
+        return EncodedPair(chosen, rejected, self.margin), first or second
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A completion that is desirable or not."""
+
+    prompt: Prompt
+    completion: Prompt
+    label: bool
+
+    def encode(self, encoder: Encoder) -> tuple[JudgedRow, bool]:
+        """As tokens, and whether the chat template left earlier turns unsupervised."""
+        row, rewritten = encoder.encode(self.prompt, self.completion)
+        return JudgedRow(row, self.label), rewritten
+
+
+Example: TypeAlias = Demonstration | Comparison | Judgement
+
+
+def has_content(completion: Prompt) -> bool:
+    """Whether there is any text of the assistant's."""
+    if isinstance(completion, str):
+        return bool(completion.strip())
+    return any(message["content"].strip() for message in completion if message["role"] == "assistant")

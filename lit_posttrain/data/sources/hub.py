@@ -52,7 +52,7 @@ def load_split(name: str, *, split: str, subset: str | None) -> Dataset:
         return builder.as_dataset(split=split)
     except ValueError as error:
         raise ValueError(
-            f"`split` must name a split of `{name}`, got {split!r}: {error} Set `data.split=` or `data.val_split=`."
+            f"`split` must name a split of `{name}`, got {split!r}: {error} Set `split` or `val_split`."
         ) from error
 
 
@@ -65,7 +65,7 @@ def _prepare(name: str, subset: str | None) -> DatasetBuilder:
     except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
             f"the data set `{name}` (subset {subset}) cannot be loaded: {error}.{_no_file(name)} "
-            "Check `data.path=` and `data.subset=` (the configuration's name)."
+            "Check `path` and `subset` (the configuration's name)."
         ) from error
     return builder
 
@@ -80,7 +80,7 @@ def _prepare_from_cache(name: str, subset: str | None) -> DatasetBuilder:
             arguments = ", ".join(repr(part) for part in (name, subset) if part is not None)
             raise FileNotFoundError(
                 f"{error} The Hugging Face Hub cannot be reached, so only the local cache was looked at "
-                f"({datasets.config.HF_DATASETS_CACHE}). Either give a local file (`data.path=prompts.jsonl`), or "
+                f"({datasets.config.HF_DATASETS_CACHE}). Either give a local file as `path`, or "
                 f'download the data beforehand: run `python -c "import datasets; datasets.load_dataset({arguments})"` '
                 "where there is a network, and set HF_HOME to that cache."
             ) from error
