@@ -50,7 +50,7 @@ VARIANTS: dict[str, list[str]] = {
     "dynamic-sampling": [*ALGORITHMS["grpo"], "algo.max_resample_batches=2", "algo.overlong_fraction=0.5"],
     "learned-reward": [*ALGORITHMS["rloo"], "reward=model", f"reward.path={REWARD_MODEL}"],
     "fresh": [*ALGORITHMS["sft"], "model=tiny_random"],
-    "clipped": [*ALGORITHMS["ppo"], "trainer.gradient_clip_val=0.05", "scheduler=cosine"],
+    "clipped": [*ALGORITHMS["ppo"], "trainer.gradient_clip_val=0.05"],
 }
 PIPELINE = [
     *("pipeline=rlhf", "logger=csv", "pipeline.stages.sft.gate=null", "pipeline.stages.rm.gate=null"),
