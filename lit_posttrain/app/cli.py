@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from lit_posttrain.app.errors import SET_HERE, USER_ERRORS, leave
-from lit_posttrain.app.hints import check_additions, check_replaced, explain_composition_error
+from lit_posttrain.app.folder.claim import folder_of_job, release_folders
 from lit_posttrain.app.lifeline import (
     HELD,
     TERMINATED,
@@ -29,9 +29,10 @@ from lit_posttrain.app.lifeline import (
     ended_at_once,
     say_end,
 )
-from lit_posttrain.app.other_words import check_flags
-from lit_posttrain.app.run_folder import folder_of_job, release_folders
-from lit_posttrain.app.stage_options import gather_stage_options, quote
+from lit_posttrain.app.options.hints import check_additions, check_replaced, explain_composition_error
+from lit_posttrain.app.options.other_words import check_flags
+from lit_posttrain.app.options.overrides import quote
+from lit_posttrain.app.pipeline.plan import gather_stage_options
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lit_posttrain.conf", config_name="train")
@@ -41,7 +42,7 @@ def _train(cfg: DictConfig) -> float | None:
         check_additions(list(config.overrides.task), list(config.runtime.choices))
         check_replaced(list(config.overrides.task), cfg, str(config.job.config_name))
         if cfg.get("pipeline") is not None:
-            from lit_posttrain.app.pipeline import run_pipeline
+            from lit_posttrain.app.pipeline.run import run_pipeline
 
             run_pipeline(cfg)
             return None

@@ -11,9 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.text import Text
 
-from lit_posttrain.app.checks import check_arguments
 from lit_posttrain.app.errors import USER_ERRORS, told
-from lit_posttrain.app.hints import check_additions, explain_composition_error
+from lit_posttrain.app.options.checks import check_arguments
+from lit_posttrain.app.options.hints import check_additions, explain_composition_error
 
 # What Hydra fills in when it runs a job; nothing is run here.
 NO_JOB = ["run_dir=.", "names.algo=none", "names.model=none", "names.data=none"]

@@ -96,7 +96,7 @@ def test_help_examples_compose(example):
         ),
         (
             ["algo=ppo", "scheduler=constant"],
-            "`scheduler=constant` has no effect: `tuned=tiny_ppo` puts transformers.get_wsd_schedule in its place. ",
+            "`scheduler=constant` has no effect: `recipe=tiny_ppo` puts transformers.get_wsd_schedule in its place. ",
         ),
         (["moddel=tiny"], "there is no option `moddel`. Did you mean `model`?"),
         (["algo.groupsize=4"], "there is no option `algo.groupsize`. Did you mean `algo.group_size`?"),
@@ -111,7 +111,7 @@ def test_help_examples_compose(example):
         (["-m", "algo.groupsize=4,8"], "there is no option `algo.groupsize`. Did you mean `algo.group_size`?"),
         (["+algo.groupsize=4"], "there is no option `algo.groupsize`. Did you mean `group_size`?"),
         (["+max_steps=3"], "there is no option `max_steps`. Did you mean `trainer.max_steps`?"),
-        (["++watch.metrics=val/success"], "there is no option `watch.metrics`. Did you mean `watch.metric`?"),
+        (["++monitor.metrics=val/success"], "there is no option `monitor.metrics`. Did you mean `monitor.metric`?"),
         (["mode=fitt"], "`mode` must be one of fit, validate, predict, got `fitt`. Did you mean `fit`?"),
         (["data=prompts", "reward.path=a.py:f"], "`data.path` must be given: add `data.path=...` to the command line."),
         (

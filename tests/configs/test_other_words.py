@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from lit_posttrain.app.other_words import ALWAYS, OPTIONS
+from lit_posttrain.app.options.other_words import ALWAYS, OPTIONS
 from tests.composing import compose_train
 
 

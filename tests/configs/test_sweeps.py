@@ -12,8 +12,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from lit_posttrain.app import run
-from lit_posttrain.app.checks import check_config
-from lit_posttrain.app.hints import explain_composition_error
+from lit_posttrain.app.options.checks import check_config
+from lit_posttrain.app.options.hints import explain_composition_error
 from lit_posttrain.app.sweep import SweepComparison
 from lit_posttrain.reports import curves
 

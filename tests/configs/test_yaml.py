@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_posttrain.algos.dpo import DPO
 from lit_posttrain.algos.grpo import GRPO
-from lit_posttrain.app.checks import check_config
+from lit_posttrain.app.options.checks import check_config
 from lit_posttrain.models.networks.reward import RewardNetwork
 from tests.composing import CONF, choices, compose_train
 from tests.conftest import VOCAB
@@ -68,7 +68,7 @@ def exported_reward_model(folder: Path, make_model) -> str:
 
 @pytest.mark.parametrize(("group", "option"), choices())
 def test_option_composes_and_builds(group, option, tmp_path, make_model):
-    of_algo = [f"algo={option.removeprefix('tiny_').removeprefix('random_')}"] if group == "tuned" else []
+    of_algo = [f"algo={option.removeprefix('tiny_').removeprefix('random_')}"] if group == "recipe" else []
     cfg = given(compose_train(*of_algo, f"{group}={option}", run_dir=tmp_path))
     if (group, option) in (("reward", "model"), ("data", "preference_prompts")):
         cfg.reward.path = exported_reward_model(tmp_path, make_model)

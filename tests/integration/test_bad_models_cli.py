@@ -10,8 +10,8 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from lit_posttrain.app import run as app_run
+from lit_posttrain.app.folder.files import EXPORTS
 from lit_posttrain.app.run import run
-from lit_posttrain.app.run_files import EXPORTS
 from lit_posttrain.files.whole import NoRoomError
 from lit_posttrain.models.hub import hub_is_reachable
 from lit_posttrain.models.loading import BUILT_IN, Pretrained

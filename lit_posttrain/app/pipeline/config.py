@@ -9,8 +9,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lit_posttrain.app.errors import words
-from lit_posttrain.app.hints import check_replaced, explain_composition_error
-from lit_posttrain.app.pipeline_plan import PREFERENCES, Stage
+from lit_posttrain.app.options.hints import check_replaced, explain_composition_error
+from lit_posttrain.app.pipeline.plan import PREFERENCES, Stage
 
 # What watches a run or names it, and does not change its weights.
 WITHOUT_EFFECT = ("run_dir", "names", "ckpt_path", "overwrite", "logger", "callbacks", "gate")
@@ -24,7 +24,7 @@ def stage_config(stage: Stage) -> dict[str, Any]:
     Raises:
         ValueError: if it could not begin so; the message names the stage.
     """
-    from lit_posttrain.app.checks import check_config
+    from lit_posttrain.app.options.checks import check_config
 
     exports = {name: name for name in stage.inputs}
     with told_of(stage):

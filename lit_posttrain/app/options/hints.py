@@ -6,7 +6,7 @@ import difflib
 import re
 from typing import TYPE_CHECKING
 
-from lit_posttrain.app.other_words import translated
+from lit_posttrain.app.options.other_words import translated
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -135,7 +135,7 @@ def check_additions(arguments: list[str], groups: list[str]) -> None:
     """
     for argument in arguments:
         added = re.match(r"\+\+?([^=@]+)", argument)
-        if added is None or added.group(1).split(".")[0] in set(groups) - {"watch"}:  # a group of plain numbers
+        if added is None or added.group(1).split(".")[0] in set(groups) - {"monitor"}:  # a group of plain numbers
             continue
         known = _known_keys(arguments)
         if added.group(1) not in known:
@@ -164,8 +164,8 @@ def check_replaced(arguments: list[str], cfg: DictConfig, config_name: str) -> N
         if target is not None and built != target:
             choices = compose(config_name, arguments, return_hydra_config=True).hydra.runtime.choices
             raise ValueError(
-                f"`{typed}` has no effect: `tuned={choices.get('tuned')}` puts {built} in its place. "
-                "Leave it out; or leave that out, `~tuned`, and give its other numbers yourself."
+                f"`{typed}` has no effect: `recipe={choices.get('recipe')}` puts {built} in its place. "
+                "Leave it out; or leave that out, `~recipe`, and give its other numbers yourself."
             )
 
 

@@ -15,10 +15,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
 from lit_posttrain.app.errors import USER_ERRORS, leave
-from lit_posttrain.app.parts import next_part
-from lit_posttrain.app.pipeline_plan import option
-from lit_posttrain.app.run_files import is_of_run, remove_run, remove_sweep, results_in, sweep_in
-from lit_posttrain.app.stage_options import quote
+from lit_posttrain.app.folder.files import is_of_run, remove_run, remove_sweep, results_in, sweep_in
+from lit_posttrain.app.folder.parts import next_part
+from lit_posttrain.app.options.overrides import option, quote
 from lit_posttrain.files.locks import FolderLock
 
 log = logging.getLogger(__name__)

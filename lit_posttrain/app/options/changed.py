@@ -6,9 +6,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-# What may differ without anybody wondering: where and how long, and what only watches.
+# What may differ without anybody wondering: where and how long, and what only looks on.
 FREE = (
-    *("ckpt_path", "overwrite", "run_dir", "names", "mode", "threads", "logger", "callbacks", "watch", "gate"),
+    *("ckpt_path", "overwrite", "run_dir", "names", "mode", "threads", "logger", "callbacks", "monitor", "gate"),
     *("trainer.max_steps", "trainer.plugins"),
 )
 # Each has a group of its own.

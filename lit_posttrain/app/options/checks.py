@@ -1,5 +1,6 @@
 """What can be said of a configuration before anything is built."""
 
+import importlib.util
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +9,9 @@ from typing import Any, get_args
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from lit_posttrain.app.hints import nearest
-from lit_posttrain.app.loggers import check_loggers
+from lit_posttrain.app.options.hints import nearest
 
+TENSORBOARD = "lit_posttrain.app.loggers.tensorboard_logger"
 MODES = ("fit", "validate", "predict")
 # Arguments of the Trainer that have a place of their own in the configuration.
 GIVEN_TO_TRAINER = {
@@ -43,8 +44,8 @@ def check_config(cfg: DictConfig) -> None:
     check_kind("seed", cfg.seed, 0)
     if not 0 <= cfg.seed < 2**32:
         raise ValueError(f"`seed` must be from 0 to 2^32 - 1, got {cfg.seed}.")
-    if cfg.watch.mode not in ("min", "max"):
-        raise ValueError(f"`watch.mode` must be min or max, got `{cfg.watch.mode}`.")
+    if cfg.monitor.mode not in ("min", "max"):
+        raise ValueError(f"`monitor.mode` must be min or max, got `{cfg.monitor.mode}`.")
     if cfg.threads is not None:
         check_kind("threads", cfg.threads, 1)
         if cfg.threads < 1:
@@ -76,6 +77,20 @@ def check_config(cfg: DictConfig) -> None:
         raise ValueError(f"`trainer.accumulate_grad_batches` must be >= 1, got {cfg.trainer.accumulate_grad_batches}.")
     if cfg.trainer.get("precision") in ("16-true", "16"):
         raise ValueError("`trainer.precision=16-true` ends in NaN with AdamW: use 32-true, bf16-mixed or 16-mixed.")
+
+
+def check_loggers(nodes: DictConfig | None) -> None:
+    """Refuse a logger whose package is missing, before anything long begins.
+
+    Raises:
+        ModuleNotFoundError: saying what to install.
+    """
+    for name, node in (nodes or {}).items():
+        if node and node.get("_target_") == TENSORBOARD and importlib.util.find_spec("tensorboard") is None:
+            raise ModuleNotFoundError(
+                f"`logger.{name!s}` needs the package tensorboard, which is not installed: `pip install tensorboard`, "
+                "or use `logger=csv`."
+            )
 
 
 def check_strategy(strategy: str | DictConfig) -> None:

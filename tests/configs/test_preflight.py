@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from lit_posttrain import GRPO, RewardModel
-from lit_posttrain.app import pipeline
+from lit_posttrain.app.pipeline import run as pipeline
 from lit_posttrain.models.loading import Pretrained
 from lit_posttrain.models.networks.reward import check_reward_model
 
@@ -55,7 +55,7 @@ def test_what_can_run_is_run(command_line, started, tmp_path):
         ),
         (
             "ppo.scheduler=constant",
-            "stage `ppo`: `scheduler=constant` has no effect: `tuned=tiny_random_ppo` puts transformers.",
+            "stage `ppo`: `scheduler=constant` has no effect: `recipe=tiny_random_ppo` puts transformers.",
         ),
         ("ppo.optim=null", "stage `ppo`: `optim=null`: a group needs one of its options"),
         ("rm.model.lora=default", "`model/lora=default` switches LoRA on"),
