@@ -15,10 +15,11 @@ from typing import NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_posttrain.app.errors import SET_HERE, USER_ERRORS, leave
+from lit_posttrain.app.errors import SET_HERE, USER_ERRORS, leave, name_options
 from lit_posttrain.app.folder.claim import folder_of_job, release_folders
 from lit_posttrain.app.lifeline import (
     HELD,
@@ -29,18 +30,19 @@ from lit_posttrain.app.lifeline import (
     ended_at_once,
     say_end,
 )
-from lit_posttrain.app.options.hints import check_additions, check_replaced, explain_composition_error
-from lit_posttrain.app.options.other_words import check_flags
+from lit_posttrain.app.options.hints import applied_recipe, check_flags, check_given, explain_composition_error
 from lit_posttrain.app.options.overrides import quote
 from lit_posttrain.app.pipeline.plan import gather_stage_options
+
+log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lit_posttrain.conf", config_name="train")
 def _train(cfg: DictConfig) -> float | None:
     try:
         config = HydraConfig.get()
-        check_additions(list(config.overrides.task), list(config.runtime.choices))
-        check_replaced(list(config.overrides.task), cfg, str(config.job.config_name))
+        if config.mode is RunMode.MULTIRUN:  # a single run is looked at before its folder is made
+            check_given(config, cfg)
         if cfg.get("pipeline") is not None:
             from lit_posttrain.app.pipeline.run import run_pipeline
 
@@ -52,9 +54,12 @@ def _train(cfg: DictConfig) -> float | None:
 
         logging.getLogger("lightning").handlers.clear()  # Hydra's root logger prints what Lightning has to say
         speak_for_all_ranks()
+        if recipe := applied_recipe(config.runtime.choices.get("recipe")):
+            log.info(recipe)
         with folder_of_job(cfg):
             return run(cfg)
     except Exception as error:
+        name_options(error, cfg)
         _keep_traceback(error)
         raise
     except (KeyboardInterrupt, SystemExit) as stop:

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.text import Text
 
-from lit_posttrain.app.errors import USER_ERRORS, told
+from lit_posttrain.app.errors import USER_ERRORS, name_options, told
 from lit_posttrain.app.options.checks import check_arguments
 from lit_posttrain.app.options.hints import check_additions, explain_composition_error
 
@@ -31,7 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
         with initialize_config_module("lit_posttrain.conf", version_base="1.3"):
             cfg = compose("train", [*NO_JOB, *given.overrides])
         check_additions(given.overrides, list(cfg))
-        show(cfg, rows=given.rows, console=Console(soft_wrap=True))
+        try:
+            show(cfg, rows=given.rows, console=Console(soft_wrap=True))
+        except USER_ERRORS as error:
+            name_options(error, cfg)
+            raise
     except (HydraException, OmegaConfBaseException) as error:
         message = explain_composition_error(str(error), given.overrides) if error.__cause__ is None else None
         print(f"error: {told(error, message)}", file=sys.stderr)  # noqa: T201

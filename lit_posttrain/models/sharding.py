@@ -143,10 +143,7 @@ def _part_of(tensor: Any, own: Any) -> Any:
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
-WAY_OUT = (
-    "use FSDP2: `trainer=fsdp`, in Python "
-    "`Trainer(strategy=ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1))`"
-)
+WAY_OUT = "use FSDP2: `Trainer(strategy=ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1))`"
 
 
 def sharding_mesh(strategy: Strategy) -> DeviceMesh | None:

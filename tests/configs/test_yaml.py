@@ -18,8 +18,6 @@ from tests.conftest import VOCAB
 # What has no number, so that a YAML names it by an interpolation or not at all.
 OBJECTS = {"policy", "model", "rewards", "tokenizer", "scores", "optimizer", "scheduler"}
 REQUIRED = {"path"}
-# The one thing that sets a model apart beside its path.
-DIFFERENT = {("model/tiny_random.yaml", "random_init"): True}
 USERS = {  # what only the user can give
     "data.path": "/a/file.jsonl",
     "data.path.preferences.path": "/a/file.jsonl",
@@ -112,6 +110,15 @@ def test_numbers_are_the_defaults_of_the_constructor(file):
     compare(cfg[group], file)
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_a_model_is_its_path(name):
+    """What all models have stands in one file."""
+    own = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    if name != "local":
+        assert own.pop("defaults") == ["local", "_self_"]
+        assert set(own) == {"path", *(["random_init"] if name == "tiny_random" else [])}
+
+
 def compare(node: DictConfig, file: str) -> None:
     """A node against the signature of its target, and what it holds against theirs."""
     parameters = dict(inspect.signature(get_object(node["_target_"])).parameters)
@@ -121,7 +128,7 @@ def compare(node: DictConfig, file: str) -> None:
         if isinstance(node[name], DictConfig) and "_target_" in node[name]:
             compare(node[name], file)
         else:
-            want = DIFFERENT.get((file, name), parameters[name].default)
+            want = parameters[name].default
             assert node[name] == want, f"{file}: {name}"
             assert type(node[name]) is type(want), f"{file}: {name}"
 

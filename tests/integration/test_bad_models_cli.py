@@ -61,7 +61,7 @@ def test_no_causal_language_model(tmp_path, no_weights):
     assert_says(
         failure(tmp_path / "run", *GRID, "model=local", f"model.path={tmp_path}/model"),
         "holds a t5 model, which is no causal language model",
-        "Check `model.path`",
+        "Check `path`",
     )
 
 
@@ -70,7 +70,7 @@ def test_folder_that_is_no_model(tmp_path, no_weights):
     assert_says(
         failure(tmp_path / "run", *GRID, "model=local", f"model.path={tmp_path}/nowhere"),
         "there is no folder",
-        "check `model.path`",
+        "check `path`",
     )
     assert_says(
         failure(tmp_path / "run", *GRID, "model=local", f"model.path={tmp_path}/empty"),

@@ -12,11 +12,13 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from lit_posttrain.app.errors import USER_ERRORS, leave
 from lit_posttrain.app.folder.files import is_of_run, remove_run, remove_sweep, results_in, sweep_in
 from lit_posttrain.app.folder.parts import next_part
+from lit_posttrain.app.options.checks import check_config
+from lit_posttrain.app.options.hints import check_given
 from lit_posttrain.app.options.overrides import option, quote
 from lit_posttrain.files.locks import FolderLock
 
@@ -33,7 +35,7 @@ _taken: dict[Path, FolderLock] = {}
 
 
 class FolderOfOneRun(Callback):
-    """Takes the folder of a run before Hydra writes into it, and ends a command that must not have it.
+    """Takes the folder of a run before Hydra writes into it, and ends a command that is wrong or must not have it.
 
     A run that resumes goes on in its folder, and the options that it began with stay: those of the resume go below
     them. Hydra makes a warning of an exception in a callback, so that the command is left instead.
@@ -43,7 +45,13 @@ class FolderOfOneRun(Callback):
         """Take the folder of a single run, or of a pipeline."""
         with _readable(config), _leaving():
             _go_home(config)
+            config.hydra.runtime.output_dir = str(Path(config.hydra.run.dir).absolute())  # as Hydra is about to
+        with _readable(config), _leaving():
             if is_first_process():
+                cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+                check_given(config.hydra, cfg)
+                if cfg.get("pipeline") is None:  # which is looked at stage by stage
+                    check_config(cfg)
                 _prepare_run(config)
             else:
                 config.hydra.output_subdir = None  # the first process writes what was asked for

@@ -4,26 +4,27 @@ import importlib.util
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from lit_posttrain.app.options.hints import nearest
+from lit_posttrain.app.options.hints import GIVEN_TO_TRAINER, nearest
+from lit_posttrain.app.options.schema import Argument, arguments, find
 
 TENSORBOARD = "lit_posttrain.app.loggers.tensorboard_logger"
-MODES = ("fit", "validate", "predict")
-# Arguments of the Trainer that have a place of their own in the configuration.
-GIVEN_TO_TRAINER = {
-    "callbacks": "the group `callbacks`, as in `+callbacks.mine._target_=package.Mine`",
-    "default_root_dir": "`hydra.run.dir`",
-    "logger": "the group `logger`",
-    "val_check_interval": "`val_every_steps`, which counts optimiser steps",
+# What the types of arguments are called, and whose instances values have to be.
+KINDS: dict[str | None, tuple[str, tuple[type, ...]]] = {
+    "bool": ("true or false", (bool,)),
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "str": ("text", (str, int, float)),
 }
+MODES = ("fit", "validate", "predict")
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Refuse what cannot work.
+    """Refuse what cannot work, without an import of what would be built.
 
     Raises:
         ValueError: naming the option, the rule and the way out.
@@ -41,28 +42,35 @@ def check_config(cfg: DictConfig) -> None:
         raise FileNotFoundError(
             f"there is no checkpoint `{cfg.ckpt_path}`; those of a run are in its checkpoints/ folder."
         )
-    check_kind("seed", cfg.seed, 0)
-    if not 0 <= cfg.seed < 2**32:
-        raise ValueError(f"`seed` must be from 0 to 2^32 - 1, got {cfg.seed}.")
-    if cfg.monitor.mode not in ("min", "max"):
-        raise ValueError(f"`monitor.mode` must be min or max, got `{cfg.monitor.mode}`.")
-    if cfg.threads is not None:
-        check_kind("threads", cfg.threads, 1)
-        if cfg.threads < 1:
-            raise ValueError(f"`threads` must be >= 1 or null, got {cfg.threads}.")
-    if cfg.val_every_steps is not None:
-        check_kind("val_every_steps", cfg.val_every_steps, 50)
-        if cfg.val_every_steps < 1:
-            raise ValueError(f"`val_every_steps` must be >= 1 or null, got {cfg.val_every_steps}.")
-    check_arguments(cfg, "")
-    check_loggers(cfg.logger)
+    _check_plain(cfg)
     for name in sorted(set(GIVEN_TO_TRAINER) & set(cfg.trainer)):
         raise ValueError(f"`trainer.{name}` is taken: use {GIVEN_TO_TRAINER[name]}.")
     check_strategy(cfg.trainer.get("strategy", "auto"))
-    for name, default in (("max_steps", -1), ("accumulate_grad_batches", 1)):
-        check_kind(f"trainer.{name}", cfg.trainer.get(name, default), default)
+    check_arguments(cfg, "")
+    check_loggers(cfg.logger)
+    _check_steps(cfg)
+
+
+def _check_plain(cfg: DictConfig) -> None:
+    """Refuse wrong values of options that no class takes."""
+    for name, least in (("seed", 0), ("threads", 1), ("val_every_steps", 1)):
+        if cfg[name] is None and name != "seed":
+            continue
+        check_value(name, cfg[name], Argument(frozenset({"int"})))
+        if name == "seed" and not 0 <= cfg.seed < 2**32:
+            raise ValueError(f"`seed` must be from 0 to 2^32 - 1, got {cfg.seed}.")
+        if cfg[name] < least:
+            raise ValueError(f"`{name}` must be >= {least} or null, got {cfg[name]}.")
+    for name in ("overwrite", "allow_changed_data"):
+        check_value(name, cfg[name], Argument(frozenset({"bool"})))
+    if cfg.monitor.mode not in ("min", "max"):
+        raise ValueError(f"`monitor.mode` must be min or max, got `{cfg.monitor.mode}`.")
+
+
+def _check_steps(cfg: DictConfig) -> None:
+    """Refuse an optimiser, a schedule and a number of steps that do not go together."""
     for name in sorted({"lr", "eps", "weight_decay"} & set(cfg.optim)):
-        check_kind(f"optim.{name}", cfg.optim[name], 0.1)
+        check_value(f"optim.{name}", cfg.optim[name], Argument(frozenset({"float"})))
         if cfg.optim[name] < 0:
             raise ValueError(f"`optim.{name}` must be >= 0, got {cfg.optim[name]}.")
     betas = cfg.optim.get("betas", (0.9, 0.95))
@@ -116,68 +124,65 @@ def check_strategy(strategy: str | DictConfig) -> None:
         )
 
 
-def check_arguments(node: DictConfig, path: str) -> None:
+def check_arguments(node: DictConfig, path: str, fields: dict[str, Argument] | None = None) -> None:
     """Refuse keys that a target does not take and values of the wrong kind, in a node and in all that it holds.
 
     Args:
         node: the configuration, or a part of it.
         path: its dotted name, empty for the whole.
+        fields: what it may hold where it names no target.
 
     Raises:
         ValueError: naming the option and what there is.
     """
-    if "_target_" in node:
-        _check_target(node, path)
+    takes = _taken(node["_target_"], path) if "_target_" in node else fields
     for key in map(str, node):
-        if OmegaConf.is_interpolation(node, key):
-            continue  # it is checked where it stands
-        if isinstance(node[key], DictConfig):
-            check_arguments(node[key], f"{path}.{key}".lstrip("."))
+        name = f"{path}.{key}".lstrip(".")
+        if takes is not None and key[0] != "_":
+            if key not in takes:
+                raise ValueError(
+                    f"there is no option `{name}`.{nearest(key, list(takes))} `{node.get('_target_', path)}` takes: "
+                    f"{', '.join(takes)}."
+                )
+            check_value(name, node[key], takes[key])
+        if OmegaConf.is_interpolation(node, key) or not isinstance(node[key], DictConfig):
+            continue  # what is interpolated is checked where it stands
+        of_key = takes.get(key) if takes is not None else None
+        check_arguments(node[key], name, arguments(of_key.fields) if of_key is not None and of_key.fields else None)
 
 
-def _check_target(node: DictConfig, path: str) -> None:
+def _taken(target: str, path: str) -> dict[str, Argument] | None:
+    """What a target takes, None where that is anything."""
+    if find(target) is not None:
+        return arguments(target)
     try:
-        target = get_object(node["_target_"])
+        parameters = inspect.signature(get_object(target)).parameters
     except (ImportError, ValueError) as error:
-        raise ValueError(
-            f"`{path}._target_` must name what can be imported, got `{node['_target_']}`: {error}"
-        ) from error
-    parameters = inspect.signature(target).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
-    for key in map(str, node):
-        if key.startswith("_"):
-            continue
-        if key not in parameters:
-            raise ValueError(
-                f"there is no option `{path}.{key}`.{nearest(key, list(parameters))} "
-                f"`{node['_target_']}` takes: {', '.join(parameters)}."
-            )
-        if node[key] is None and type(None) in get_args(parameters[key].annotation):
-            continue
-        if target.__module__.startswith("lit_posttrain."):  # others may take more kinds than their default has
-            check_kind(f"{path}.{key}", node[key], _example(parameters[key]))
+        raise ValueError(f"`{path}._target_` must name what can be imported, got `{target}`: {error}") from error
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    return None if anything else dict.fromkeys(parameters, Argument())
 
 
-def _example(parameter: inspect.Parameter) -> Any:
-    """A value of the kind that an argument has: its default, or where that is null what the annotation says."""
-    if parameter.default is not None:
-        return parameter.default
-    kinds = [kind for kind in get_args(parameter.annotation) if kind is not type(None)]
-    return next((example for kind, example in ((bool, True), (int, 1), (float, 1.0)) if kinds == [kind]), None)
+def check_value(name: str, value: Any, argument: Argument) -> None:
+    """Refuse a value of another kind than an argument has: `no` is text to Hydra, and text counts as true.
 
-
-def check_kind(name: str, value: Any, default: Any) -> None:
-    """Refuse a value where a default of another kind stands: `no` is text to Hydra, and text counts as true.
+    Args:
+        name: of the option.
+        value: as it was given.
+        argument: what it is given for; one that may be of several kinds is left alone.
 
     Raises:
         ValueError: naming the option and the kind.
     """
+    types = argument.types - {"None"}
+    if value is None and "None" in argument.types:
+        return
     shown = "null" if value is None else f"`{value}`"
-    if isinstance(default, bool):
-        if not isinstance(value, bool):
-            raise ValueError(f"`{name}` must be true or false, got {shown}.")
-    elif isinstance(default, int) and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(f"`{name}` must be a whole number, got {shown}.")
-    elif isinstance(default, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ValueError(f"`{name}` must be a number, got {shown}.")
+    if argument.choices and not types and str(value) not in argument.choices:
+        names = ", ".join(argument.choices)
+        raise ValueError(f"`{name}` must be one of {names}, got {shown}.{nearest(str(value), list(argument.choices))}")
+    kind = next(iter(types)) if len(types) == 1 and not argument.choices else None
+    if kind in KINDS:
+        called, allowed = KINDS[kind]
+        if not isinstance(value, allowed) or (isinstance(value, bool) and kind != "bool"):
+            raise ValueError(f"`{name}` must be {called}, got {shown}.")

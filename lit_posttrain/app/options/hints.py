@@ -1,18 +1,25 @@
-"""What Hydra says of a mistyped override, with the name that was probably meant."""
-
-from __future__ import annotations
+"""What is said of a mistyped override, with the name that was probably meant."""
 
 import difflib
 import re
-from typing import TYPE_CHECKING
+from importlib.resources import files
 
-from lit_posttrain.app.options.other_words import translated
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig, OmegaConf
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from lit_posttrain.app.options.overrides import dotted, leaves
+from lit_posttrain.app.options.schema import Argument, arguments
+from lit_posttrain.app.options.words import VALUES, WORDS, translated
 
-# What these hold are arguments of classes that take more of them than the configuration names.
-OPEN = {"trainer": "the Trainer", "algo": "the algorithm"}
+# Arguments of the Trainer that have a place of their own in the configuration.
+GIVEN_TO_TRAINER = {
+    "callbacks": "the group `callbacks`, as in `+callbacks.mine._target_=package.Mine`",
+    "default_root_dir": "`hydra.run.dir`",
+    "logger": "the group `logger`",
+    "val_check_interval": "`val_every_steps`, which counts optimiser steps",
+}
 READERS = {
     "model": "`model=local model.path={0}` takes the name of a model on the Hub, or a folder",
     "data": "`data=prompts data.path={0}` reads a data set of the Hub or a file, as do `instruct` and `preferences`",
@@ -41,7 +48,7 @@ def nearest_key(name: str, known: list[str]) -> str:
     beside = _below(parent, known)
     alike = difflib.get_close_matches(last, beside, n=1, cutoff=0.6)
     if alike:
-        return f" Did you mean `{parent}.{alike[0]}`?" if parent else f" Did you mean `{alike[0]}`?"
+        return f" Did you mean `{f'{parent}.{alike[0]}'.lstrip('.')}`?"
     groups = {key.rpartition(".")[0] for key in known}
     elsewhere = [key for key in known if key.rpartition(".")[2] == last and key not in groups]
     if elsewhere:
@@ -49,66 +56,84 @@ def nearest_key(name: str, known: list[str]) -> str:
     return f" `{parent}` has: {', '.join(beside)}." if parent and beside else nearest(name, known)
 
 
-def explain_composition_error(text: str, arguments: list[str]) -> str:
+def explain_composition_error(text: str, given: list[str]) -> str:
     """The message for a configuration that could not be composed.
 
     Args:
         text: what Hydra says of it.
-        arguments: the overrides that it was made from.
+        given: the overrides that it was made from.
     """
-    missing_choice = re.search(r"Could not find '([^']+)'", text)
-    if missing_choice:
-        reader, _, name = missing_choice.group(1).partition("/")
-        if reader in READERS and "/" in name and f"{reader}={name}" in arguments:
-            return f"there is no `{reader}={name}`: {READERS[reader].format(name)}."
-        group, _, choice = missing_choice.group(1).rpartition("/")
-        options = re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE)
-        listed = f" There are: {', '.join(options)}." if options else ""
-        if missing_choice.group(1) == "hydra/launcher/joblib":
-            return "there is no `hydra/launcher=joblib`: `pip install 'lit-posttrain[sweep]'` brings it."
-        return f"there is no `{group}={choice}`.{nearest(choice, options)}{listed}"
-    missing_group = re.search(r"Could not override '([^']+)'", text)
-    unknown = re.search(r"Key '([^']+)' is not in struct", text)
-    unmerged = re.search(r"Error merging override ([^=]+)=", text)
+    if choice := re.search(r"Could not find '([^']+)'", text):
+        return _no_choice(choice.group(1), re.findall(r"^\t(\S+)$", text, flags=re.MULTILINE), given)
     if "Config group override must be a string" in text:
-        named = ", ".join(f"`{argument}`" for argument in arguments if re.fullmatch(r"[^.]+=null", argument))
+        named = ", ".join(f"`{override}`" for override in given if re.fullmatch(r"[^.]+=null", override))
         return f"{named}: a group needs one of its options, and null is none; leave it out."
-    if missing_group:
-        return _explain_missing(missing_group.group(1), text, arguments)
-    if unmerged:
+    if unmerged := re.search(r"Error merging override ([^=]+)=", text):
         name = unmerged.group(1)
-        return f"`{name}` cannot be replaced by a value of that kind.{_options_of(name, _known_keys(arguments))}"
-    if unknown:
-        return f"there is no option `{unknown.group(1)}`.{nearest_key(unknown.group(1), _known_keys(arguments))}"
+        return f"`{name}` cannot be replaced by a value of that kind.{_has(name, dotted(composed_with(given)))}"
+    if unknown := re.search(r"Could not override '([^']+)'|Key '([^']+)' is not in struct", text):
+        return _no_option(unknown.group(1) or unknown.group(2), text, given)
     return text
 
 
-def _explain_missing(name: str, text: str, arguments: list[str]) -> str:
+def _no_choice(choice: str, there: list[str], given: list[str]) -> str:
+    """The message for a choice that its group does not have."""
+    reader, _, name = choice.partition("/")
+    if reader in READERS and "/" in name and f"{reader}={name}" in given:
+        return f"there is no `{reader}={name}`: {READERS[reader].format(name)}."
+    if choice == "hydra/launcher/joblib":
+        return "there is no `hydra/launcher=joblib`: `pip install 'lit-posttrain[sweep]'` brings it."
+    group, _, name = choice.rpartition("/")
+    listed = f" There are: {', '.join(there)}." if there else ""
+    return f"there is no `{group}={name}`.{nearest(name, there)}{listed}"
+
+
+def _no_option(name: str, text: str, given: list[str]) -> str:
     """The message for an override of what is not there; `text` is Hydra's, which quotes it."""
-    if name.startswith("model.lora.") and "model/lora=default" not in arguments:
+    if name.startswith("model.lora.") and "model/lora=default" not in given:
         return f"`{name}` belongs to LoRA, which is off: add `model/lora=default`."
-    known = _known_keys(arguments)
+    cfg = composed_with(given)
+    known = dotted(cfg)
     if name not in known:
-        ours = translated(name.rpartition(".")[2], known)
-        if ours is not None and ours != name:
-            return f"there is no option `{name}`; it is `{ours}` here. See `--cfg job` for all options."
-        near = nearest_key(name, known)
-        addition = "" if "Did you mean" in near else _addition(name)
-        return f"there is no option `{name}`.{near}{addition} See `--cfg job` for all of them."
+        return no_option(name, cfg)
     if f"{name}={{" in text:
-        return f"what is given for `{name}` has an option that it has not.{_options_of(name, known)}"
+        return f"what is given for `{name}` has an option that it has not.{_has(name, known)}"
     return (
         f"`{name}` is not there any more: another option has taken the place of `{name.rpartition('.')[0]}`. "
         "Leave one of the two out."
     )
 
 
-def _addition(name: str) -> str:
-    """How an argument that the configuration does not name is given, where there may be one."""
-    group, _, last = name.partition(".")
-    if group == "callbacks" and last:
-        return f" `+callbacks.{last.partition('.')[0]}={{_target_: ...}}` adds a callback."
-    return f" `+{name}=...` gives {OPEN[group]} an argument that is not listed." if group in OPEN and last else ""
+def no_option(name: str, cfg: DictConfig) -> str:
+    """The message for an option that a configuration has not: its name here, how it is added, or the nearest one.
+
+    Args:
+        name: dotted, as it was typed.
+        cfg: the configuration without it.
+    """
+    known, all_of_them = dotted(cfg), " See `--cfg job` for all options."
+    ours = translated(name, known)
+    if ours is not None:
+        return f"there is no option `{name}`; it is `{ours}` here.{all_of_them}"
+    parent, _, last = name.rpartition(".")
+    target, taken = _taken_by(parent, cfg)
+    if last in taken:
+        return f"there is no option `{name}`: `+{name}=...` adds it, since `{target}` takes it.{all_of_them}"
+    near = nearest_key(name, known)
+    if "Did you mean" not in near:
+        if alike := difflib.get_close_matches(last, taken, n=1, cutoff=0.6):
+            near = f" Did you mean `+{parent}.{alike[0]}`?"
+        elif parent == "callbacks":
+            near += f" `+{name}={{_target_: ...}}` adds a callback."
+    return f"there is no option `{name}`.{near}{all_of_them}"
+
+
+def _taken_by(parent: str, cfg: DictConfig) -> tuple[str, dict[str, Argument]]:
+    """The target of a node, and the arguments that it takes beside those that have a place of their own."""
+    node = OmegaConf.select(cfg, parent) if parent else None
+    target = str(node.get("_target_", "")) if isinstance(node, DictConfig) else ""
+    taken = (arguments(target) if target else None) or {}
+    return target, {name: each for name, each in taken.items() if parent != "trainer" or name not in GIVEN_TO_TRAINER}
 
 
 def _below(name: str, known: list[str]) -> list[str]:
@@ -117,82 +142,114 @@ def _below(name: str, known: list[str]) -> list[str]:
     return [word for word in words if word[0] != "_"]
 
 
-def _options_of(name: str, known: list[str]) -> str:
+def _has(name: str, known: list[str]) -> str:
     """' `name` has: ...', or nothing where nothing stands below it."""
     below = _below(name, known)
     return f" `{name}` has: {', '.join(below)}." if below else ""
 
 
-def check_additions(arguments: list[str], groups: list[str]) -> None:
+def check_flags(typed: list[str]) -> None:
+    """Refuse `--max_steps 10`: options are written otherwise here, and some are called otherwise.
+
+    Args:
+        typed: the arguments of the command line.
+
+    Raises:
+        ValueError: that says what to write instead.
+    """
+    for number, argument in enumerate(typed):
+        flag = re.fullmatch(r"--([a-z0-9_-]+)(?:=(.*))?", argument)
+        word = flag.group(1).replace("-", "_") if flag else ""
+        if flag is None or word not in WORDS:
+            continue
+        following = typed[number + 1] if number + 1 < len(typed) else ""
+        value = flag.group(2) or (following if following and "=" not in following and following[0] != "-" else "...")
+        option = translated(word, dotted(composed_with(typed))) or (word if word in WORDS[word] else WORDS[word][0])
+        raise ValueError(
+            f"`{argument}`: options are written `name=value` here, without dashes; this one is "
+            f"`{option}={VALUES.get(word, value)}`."
+        )
+
+
+def check_given(config: DictConfig, cfg: DictConfig) -> None:
+    """Refuse overrides that nothing would read, and choices that something else replaces.
+
+    Args:
+        config: Hydra's own node of a job.
+        cfg: the configuration of the job.
+
+    Raises:
+        ValueError: naming the override, and what to write instead.
+    """
+    check_additions(list(config.overrides.task), list(config.runtime.choices))
+    check_replaced(list(config.overrides.task), cfg, str(config.job.config_name))
+
+
+def check_additions(given: list[str], groups: list[str]) -> None:
     """Refuse `+key=value` outside of the groups: Hydra adds any key, and nothing would read it.
 
     Args:
-        arguments: the overrides of the command line.
+        given: the overrides of the command line.
         groups: the config groups that a choice was made of.
 
     Raises:
         ValueError: naming the option and the one that was probably meant.
     """
-    for argument in arguments:
-        added = re.match(r"\+\+?([^=@]+)", argument)
-        if added is None or added.group(1).split(".")[0] in set(groups) - {"monitor"}:  # a group of plain numbers
+    for added in filter(None, (re.match(r"\+\+?([^=@]+)", override) for override in given)):
+        name, cfg = added.group(1), composed_with(given)
+        parent, _, last = name.rpartition(".")
+        if name in dotted(cfg) or last in _taken_by(parent, cfg)[1]:
             continue
-        known = _known_keys(arguments)
-        if added.group(1) not in known:
-            raise ValueError(f"there is no option `{added.group(1)}`.{nearest_key(added.group(1), known)}")
+        of_a_group = name.split(".")[0] in set(groups) - {"monitor"}  # which has plain numbers
+        if not of_a_group or translated(name, dotted(cfg)) is not None:
+            raise ValueError(no_option(name, cfg))
 
 
-def check_replaced(arguments: list[str], cfg: DictConfig, config_name: str) -> None:
+def check_replaced(given: list[str], cfg: DictConfig, config_name: str) -> None:
     """Refuse the choice of an optimiser or a schedule in whose place a recipe puts its own.
 
     Args:
-        arguments: the overrides of a run.
+        given: the overrides of a run.
         cfg: the configuration that they make.
         config_name: of the primary configuration.
 
     Raises:
         ValueError: naming the recipe, and how to have the choice.
     """
-    from hydra import compose
-
     for group in ("optim", "scheduler"):
-        typed = next((a for a in arguments if a.startswith(f"{group}=")), None)
-        if typed is None or any(a.lstrip("+").startswith(f"{group}._target_=") for a in arguments):
+        typed = next((override for override in given if override.startswith(f"{group}=")), None)
+        if typed is None or any(override.lstrip("+").startswith(f"{group}._target_=") for override in given):
             continue
         target = compose(f"{group}/{typed.partition('=')[2]}")[group].get("_target_")
         built = cfg[group].get("_target_")
         if target is not None and built != target:
-            choices = compose(config_name, arguments, return_hydra_config=True).hydra.runtime.choices
+            choices = compose(config_name, given, return_hydra_config=True).hydra.runtime.choices
             raise ValueError(
                 f"`{typed}` has no effect: `recipe={choices.get('recipe')}` puts {built} in its place. "
                 "Leave it out; or leave that out, `~recipe`, and give its other numbers yourself."
             )
 
 
-def _known_keys(arguments: list[str]) -> list[str]:
-    """Every dotted key of the configuration that the valid group choices among the arguments make."""
-    from hydra import compose, initialize_config_module
-    from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
-
-    choices = [a for a in arguments if re.fullmatch(r"[a-z_/]+=[A-Za-z0-9_]+", a)]
+def composed_with(given: list[str]) -> DictConfig:
+    """The configuration that the valid group choices among some overrides make."""
+    choices = [override for override in given if re.fullmatch(r"[a-z_/]+=[A-Za-z0-9_]+", override)]
+    choices = [choice for choice in choices if files("lit_posttrain.conf").joinpath(choice.split("=")[0]).is_dir()]
+    application = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
-    cfg: DictConfig | None = None
-    with initialize_config_module("lit_posttrain.conf", version_base="1.3"):
-        for overrides in (choices, []):
+    try:
+        with initialize_config_module("lit_posttrain.conf", version_base="1.3"):
             try:
-                cfg = compose("train", overrides)
-                break
+                return compose("train", choices)
             except Exception:  # a choice is wrong too; the plain configuration still helps
-                continue
-    keys: list[str] = []
+                return compose("train")
+    finally:
+        GlobalHydra.instance().hydra = application
 
-    def walk(node: object, prefix: str) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                keys.append(f"{prefix}{key}")
-                walk(value, f"{prefix}{key}.")
 
-    if cfg is not None:
-        walk(OmegaConf.to_container(cfg, resolve=False), "")
-    return keys
+def applied_recipe(name: str) -> str | None:
+    """What is said of a recipe when it is applied, as "recipe tiny_ppo: 13 options"; None where there is none."""
+    try:
+        options = leaves(OmegaConf.to_container(compose(f"recipe/{name}"), resolve=False))
+    except MissingConfigException:
+        return None
+    return f"recipe {name}: {len(options)} options"

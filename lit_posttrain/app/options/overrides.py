@@ -1,8 +1,11 @@
-"""The grammar of Hydra's overrides: what one sets, and how a text is given as a value."""
+"""Names and values of options: what an override sets, how a text is given as a value, what a configuration has."""
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig, OmegaConf
 
 
 def option(override: str) -> str:
@@ -27,3 +30,25 @@ def quote(text: str) -> str:
 def in_quotes(text: str) -> str:
     """A text in single quotes, those in it escaped."""
     return QuotedString(text, Quote.single).with_quotes()
+
+
+def dotted(cfg: DictConfig) -> list[str]:
+    """Every dotted name of a configuration, of groups and of options."""
+
+    def walk(node: Any, prefix: str) -> Iterator[str]:
+        for key, value in node.items() if isinstance(node, dict) else ():
+            yield f"{prefix}{key}"
+            yield from walk(value, f"{prefix}{key}.")
+
+    return list(walk(OmegaConf.to_container(cfg, resolve=False), ""))
+
+
+def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names and values of the options of a plain configuration; a list is one value.
+
+    >>> leaves({"seed": 0, "optim": {"betas": [0.9, 0.99]}})
+    {'seed': 0, 'optim.betas': [0.9, 0.99]}
+    """
+    if not isinstance(node, dict):
+        return {prefix.rstrip("."): node}
+    return {name: value for key in node for name, value in leaves(node[key], f"{prefix}{key}.").items()}

@@ -1,14 +1,14 @@
 """The configuration of a stage, as its own command line will compose it."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from lit_posttrain.app.errors import words
+from lit_posttrain.app.errors import name_options, words
 from lit_posttrain.app.options.hints import check_replaced, explain_composition_error
 from lit_posttrain.app.pipeline.plan import PREFERENCES, Stage
 
@@ -54,6 +54,8 @@ def told_of(stage: Stage, exports: Mapping[str, str] | None = None) -> Iterator[
     try:
         yield
     except Exception as error:
+        with suppress(Exception):  # where it could not be composed there is nothing to name
+            name_options(error, compose_stage(stage, exports or {}), prefix=f"stage.{stage.name}.")
         text = explain_composition_error(words(error), stage.overrides)
         for name, folder in (exports or {}).items():
             text = text.replace(folder, f"{{{name}}}")
