@@ -33,11 +33,11 @@ class ConfigFile(Callback):
         self._logged = False
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Hand it to the loggers; the first validation comes before training, and some loggers write it then."""
+        """Hand the configuration to the loggers, which may write it at the first validation, before training."""
         self._log(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write them, on one process."""
+        """Write the configuration and the beginning of a part of the run, on one process."""
         self._log(trainer)
         if trainer.is_global_zero:
             folder = Path(self.cfg.run_dir)
@@ -76,7 +76,7 @@ class MonitoredMetric(Callback):
 
     @property
     def state_key(self) -> str:
-        """One for each option; it has no state, and Lightning wants keys to differ."""
+        """Give each option a key of its own, since Lightning wants the keys of callbacks to differ."""
         return self._generate_state_key(option=self.option)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -114,15 +114,15 @@ class EndTogether(Callback):
         self._take_over(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where there was no check before training."""
+        """Take the signal over from Lightning where no check came before training."""
         self._take_over(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Where there is no training."""
+        """Take the signal over from Lightning where there is no training."""
         self._take_over(trainer)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """As well."""
+        """Take the signal over from Lightning where completions are only predicted."""
         self._take_over(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -136,7 +136,7 @@ class EndTogether(Callback):
             raise SIGTERMException
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remember to end the others; a launched process has none of its own."""
+        """Remember to end the other processes at exit; a launched one has none to end."""
         if trainer.strategy.launcher is not None:
             atexit.register(trainer.strategy.launcher.kill, signal.SIGKILL)
 

@@ -68,7 +68,7 @@ def _train(cfg: DictConfig) -> float | None:
 
 
 def command() -> None:
-    """The process of the command line: `main`, and it ends when it has to, whatever it is doing."""
+    """Run `main` in a process of its own, which ends when it has to, whatever it is doing."""
     end_soon_after_sigterm()
     end_with_the_pipeline()
     if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -107,7 +107,7 @@ def main() -> None:
 
 
 def _quoted_folder(arguments: list[str]) -> list[str]:
-    """What Lightning launches a process with; the quotes that it puts around the folder do not fit one in its name."""
+    """Mend the quotes that Lightning puts around a folder in the arguments of a process that it launches."""
     own = [re.fullmatch(r'hydra\.run\.dir="(.*)"', argument, flags=re.DOTALL) for argument in arguments[-3:]]
     mended = [f"hydra.run.dir={quote(match.group(1))}" if match else None for match in own]
     return [*arguments[:-3], *(new or old for new, old in zip(mended, arguments[-3:], strict=True))]
@@ -134,7 +134,7 @@ def _end(stop: KeyboardInterrupt | SystemExit) -> NoReturn:
 
 
 def _keep_traceback(error: Exception) -> None:
-    """Write it to the log of the run, and note in the error where that is."""
+    """Write the traceback of an error to the log of the run, and note in the error where that is."""
     config = HydraConfig.get()
     path = Path(config.runtime.output_dir) / f"{config.job.name}.log"
     with suppress(OSError):  # its disk may be what is wrong
@@ -144,7 +144,7 @@ def _keep_traceback(error: Exception) -> None:
 
 
 def _way_on() -> str:
-    """How to go on with a run that was stopped."""
+    """Return the words that say how to go on with a run that was stopped."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if HELD in os.environ:
         where = shlex.quote(f"hydra.run.dir={quote(str(folder.parent))}")
@@ -157,7 +157,7 @@ def _way_on() -> str:
 
 
 def _program() -> str:
-    """What was typed before the options."""
+    """Return what was typed before the options."""
     path = Path(sys.argv[0])
     if path.name == "__main__.py":
         return "python -m lit_posttrain"

@@ -40,7 +40,7 @@ def leave(error: BaseException, message: str | None = None, *, more: str = "") -
 
 
 def told(error: BaseException, message: str | None = None) -> str:
-    """Its kind and its words; of an error while Hydra builds an object, those of the object.
+    """Return the kind and the words of an error; where Hydra was building an object, those of the object's own error.
 
     Args:
         error: what was raised.
@@ -53,7 +53,7 @@ def told(error: BaseException, message: str | None = None) -> str:
 
 
 def words(error: BaseException) -> str:
-    """What an error says, without its kind.
+    """Return what an error says, without its kind and with the options that were noted in it.
 
     >>> words(KeyError("no column `answer`"))
     'no column `answer`'
@@ -78,7 +78,7 @@ def name_options(error: BaseException, cfg: DictConfig, *, prefix: str = "") -> 
 
 
 def options_named(text: str, known: list[str], groups: list[str]) -> list[str]:
-    """The options whose last words stand between backquotes in a text, each by its whole name.
+    """Return the options whose last words stand between backquotes in a text, each by its whole name.
 
     Args:
         text: a message.
@@ -99,7 +99,7 @@ def options_named(text: str, known: list[str], groups: list[str]) -> list[str]:
 
 
 def _groups(error: BaseException) -> list[str]:
-    """What an error may be about: what Hydra was building, then the rooms that it went through, the innermost first."""
+    """Return the groups that an error may be about: what Hydra was building, then the rooms it came through."""
     built = re.findall(r"full_key: (\w+)", str(error)) if isinstance(error, InstantiationException) else []
     files = [Path(frame.f_code.co_filename) for frame, _ in walk_tb(_shown(error).__traceback__)]
     rooms = [file.relative_to(PACKAGE).parts[0] for file in reversed(files) if file.is_relative_to(PACKAGE)]

@@ -47,7 +47,7 @@ def gather(network: nn.Module) -> None:
 
 
 def release(network: nn.Module) -> None:
-    """Undo `gather`; each process by itself."""
+    """Deal the weights out again that `gather` made whole, each process by itself."""
     trained = any(parameter.requires_grad for parameter in network.parameters())
     for module in _shards(network):
         module.reshard()

@@ -244,7 +244,7 @@ def _make_room(
 
 
 def _take(folder: Path, *, wait_s: float = 0.0) -> FolderLock:
-    """The lock of a folder, once in a process."""
+    """Return the lock of a folder, which a process takes once."""
     folder = folder.resolve()
     if folder in _taken:
         return _taken[folder]

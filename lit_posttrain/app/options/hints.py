@@ -27,13 +27,13 @@ READERS = {
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """' Did you mean `...`?', or nothing where no known name is similar."""
+    """Return ' Did you mean `...`?', or nothing where no known name is similar."""
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean `{matches[0]}`?" if matches else ""
 
 
 def nearest_key(name: str, known: list[str]) -> str:
-    """The hint for a dotted name: one like it beside it, else its last word elsewhere, else what there is beside it.
+    """Return the hint for a dotted name: one like it beside it, its last word elsewhere, or all that stands beside it.
 
     >>> known = ["optim", "optim.lr", "optim.eps", "algo", "algo.clip_low"]
     >>> nearest_key("algo.clip_lo", known), nearest_key("algo.lr", known), nearest_key("optim.learning_rate", known)
@@ -57,7 +57,7 @@ def nearest_key(name: str, known: list[str]) -> str:
 
 
 def explain_composition_error(text: str, given: list[str]) -> str:
-    """The message for a configuration that could not be composed.
+    """Return the message for a configuration that could not be composed.
 
     Args:
         text: what Hydra says of it.
@@ -105,7 +105,7 @@ def _no_option(name: str, text: str, given: list[str]) -> str:
 
 
 def no_option(name: str, cfg: DictConfig) -> str:
-    """The message for an option that a configuration has not: its name here, how it is added, or the nearest one.
+    """Return the message for an option that is not there: its name here, how it is added, or the nearest one.
 
     Args:
         name: dotted, as it was typed.

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def option(override: str) -> str:
-    """The dotted name that an override sets.
+    """Return the dotted name that an override sets.
 
     >>> option("+trainer.benchmark=true"), option("model/lora=default"), option("data@data.path.preferences=hh_rlhf")
     ('trainer.benchmark', 'model.lora', 'data.path.preferences')
@@ -19,7 +19,7 @@ def option(override: str) -> str:
 
 
 def quote(text: str) -> str:
-    r"""A text as a value of Hydra's grammar: in quotes unless it is plain, a quote in it escaped.
+    r"""Write a text as a value of Hydra's grammar: in quotes unless it is plain, a quote in it escaped.
 
     >>> print(quote("/runs/sft"), quote("it's"))
     /runs/sft 'it\'s'
@@ -28,12 +28,12 @@ def quote(text: str) -> str:
 
 
 def in_quotes(text: str) -> str:
-    """A text in single quotes, those in it escaped."""
+    """Put a text in single quotes, those in it escaped."""
     return QuotedString(text, Quote.single).with_quotes()
 
 
 def dotted(cfg: DictConfig) -> list[str]:
-    """Every dotted name of a configuration, of groups and of options."""
+    """List every dotted name of a configuration, of groups and of options."""
 
     def walk(node: Any, prefix: str) -> Iterator[str]:
         for key, value in node.items() if isinstance(node, dict) else ():
@@ -44,7 +44,7 @@ def dotted(cfg: DictConfig) -> list[str]:
 
 
 def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted names and values of the options of a plain configuration; a list is one value.
+    """Return dotted names and values of the options of a plain configuration, in which a list is one value.
 
     >>> leaves({"seed": 0, "optim": {"betas": [0.9, 0.99]}})
     {'seed': 0, 'optim.betas': [0.9, 0.99]}

@@ -13,7 +13,7 @@ UNKNOWN = frozenset({"Any"})
 
 @dataclass(frozen=True)
 class Argument:
-    """What an annotation allows.
+    """Says what the annotation of an argument allows.
 
     Args:
         types: the names of the types, "None" among them.
@@ -28,7 +28,7 @@ class Argument:
 
 @functools.cache
 def find(name: str) -> Found | None:
-    """The definition of a dotted name, followed through what modules import of each other.
+    """Find the definition of a dotted name, through what modules import of each other.
 
     Args:
         name: as in `lightning.pytorch.Trainer`.
@@ -56,7 +56,7 @@ def find(name: str) -> Found | None:
 
 @functools.cache
 def arguments(target: str) -> dict[str, Argument] | None:
-    """The arguments of a class or function by their names, None where it takes any or no source tells."""
+    """Read the arguments of a class or function by their names, None where it takes any or no source tells."""
     found = find(target)
     if found is None:
         return None
@@ -82,7 +82,7 @@ def arguments(target: str) -> dict[str, Argument] | None:
 
 
 def _file(module: str) -> Path | None:
-    """The source of a module; finding a package on the top level does not import it."""
+    """Find the source of a module without importing it or the packages above it."""
     first, *rest = module.split(".")
     spec = importlib.util.find_spec(first) if first else None
     if spec is None or spec.origin is None:

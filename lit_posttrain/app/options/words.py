@@ -70,7 +70,7 @@ VALUES = {"use_peft": "default", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 def translated(name: str, known: list[str]) -> str | None:
-    """What an option of theirs is called here.
+    """Return what an option of other libraries, or of former versions, is called here.
 
     Args:
         name: as they write it, without dashes; of a dotted name the last word counts.
