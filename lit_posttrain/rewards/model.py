@@ -108,5 +108,5 @@ class LearnedReward:
 def load_reward_model(
     path: str, *, batch_size: int = 64, dtype: DType = "float32", device: str | None = None
 ) -> RewardFunctions:
-    """A learned reward alone; the arguments are those of `LearnedReward`."""
+    """Make a learned reward the only reward function; the arguments are those of `LearnedReward`."""
     return RewardFunctions(LearnedReward(path, batch_size=batch_size, dtype=dtype, device=device).learned)
