@@ -115,6 +115,8 @@ def test_help_examples_compose(example):
         (["callbacks.best_checkpoint.save_last=true"], "`+callbacks.best_checkpoint.save_last=...` adds it, since"),
         (["+algo.num_generations=4"], "there is no option `algo.num_generations`; it is `algo.group_size` here."),
         (["algo=ppo", "vf_coef=1"], "there is no option `vf_coef`; it is `algo."),
+        (["trainer.logger=false"], "`trainer.logger` is taken: use the group `logger`."),
+        (["recipe=tiny_pp"], "there is no `recipe=tiny_pp`. Did you mean `tiny_ppo`?"),
         (["tuned=tiny_ppo"], "there is no option `tuned`; it is `recipe` here."),
         (["--beta", "0.1"], "without dashes; this one is `algo.kl_coef=0.1`."),
         (["algo=dpo", "--beta", "0.1"], "without dashes; this one is `algo.beta=0.1`."),
@@ -132,6 +134,22 @@ def test_mistake_ends_with_the_nearest_name(command_line, arguments, said):
     assert status == 1
     assert said in errors
     assert "Traceback" not in errors
+
+
+def test_a_wrong_value_is_refused_without_torch_and_leaves_nothing(tmp_path):
+    code = "import atexit, sys; from lit_posttrain.app.cli import main; sys.argv[1:] = ['algo.ratio=tokn']; "
+    code += "atexit.register(lambda: print('torch' in sys.modules)); main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (1, "False"), done.stderr
+    assert "`algo.ratio` must be one of token, sequence, got `tokn`." in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_argument_of_the_library_is_named_as_an_option(command_line):
+    status, printed, errors = command_line("algo=ppo", "algo.sampling.temperature=-1", "hydra.run.dir=here")
+    assert status == 1
+    assert "(0 = greedy). On the command line: `algo.sampling.temperature`.\n" in errors
+    assert "recipe tiny_ppo: " in printed
 
 
 def test_the_traceback_is_kept_in_the_folder_of_the_run(command_line, tmp_path):

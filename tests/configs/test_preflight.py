@@ -58,7 +58,10 @@ def test_what_can_run_is_run(command_line, started, tmp_path):
             "stage `ppo`: `scheduler=constant` has no effect: `recipe=tiny_random_ppo` puts transformers.",
         ),
         ("ppo.optim=null", "stage `ppo`: `optim=null`: a group needs one of its options"),
-        ("rm.model.lora=default", "`Lora()` switches LoRA on. On the command line: `stage.rm.model.lora`."),
+        (
+            "rm.model.lora=default",
+            "`model.lora` must have options of its own, got `default`: `model/lora=default` chooses them.",
+        ),
         pytest.param("ppo.reward.batch_size=0", "stage `ppo`: `batch_size` must be >= 1, got 0", marks=LONGER),
         ("ppo.trainer.precision=foo", "stage `ppo`: `trainer.precision` must be one of 64, 32, 16, "),
         ("ppo.data.path.width=0", "stage `ppo`: `width` must be"),

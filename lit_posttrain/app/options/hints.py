@@ -1,6 +1,7 @@
 """What is said of a mistyped override, with the name that was probably meant."""
 
 import difflib
+import os
 import re
 from importlib.resources import files
 
@@ -9,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
+from lit_posttrain.app.lifeline import HELD
 from lit_posttrain.app.options.overrides import dotted, leaves
 from lit_posttrain.app.options.schema import Argument, arguments
 from lit_posttrain.app.options.words import VALUES, WORDS, translated
@@ -117,6 +119,8 @@ def no_option(name: str, cfg: DictConfig) -> str:
         return f"there is no option `{name}`; it is `{ours}` here.{all_of_them}"
     parent, _, last = name.rpartition(".")
     target, taken = _taken_by(parent, cfg)
+    if parent == "trainer" and last in GIVEN_TO_TRAINER:
+        return f"`{name}` is taken: use {GIVEN_TO_TRAINER[last]}."
     if last in taken:
         return f"there is no option `{name}`: `+{name}=...` adds it, since `{target}` takes it.{all_of_them}"
     near = nearest_key(name, known)
@@ -183,6 +187,10 @@ def check_given(config: DictConfig, cfg: DictConfig) -> None:
     """
     check_additions(list(config.overrides.task), list(config.runtime.choices))
     check_replaced(list(config.overrides.task), cfg, str(config.job.config_name))
+    typed = [override for override in config.overrides.task if override.startswith("recipe=")]
+    if typed and HELD not in os.environ and applied_recipe(typed[-1].partition("=")[2]) is None:  # Hydra passes over it
+        there = GlobalHydra.instance().config_loader().get_group_options("recipe")
+        raise ValueError(_no_choice(typed[-1].replace("=", "/"), there, []))
 
 
 def check_additions(given: list[str], groups: list[str]) -> None:

@@ -18,7 +18,7 @@ class Argument:
     Args:
         types: the names of the types, "None" among them.
         choices: the names of a `Literal`.
-        fields: the dotted name of our own dataclass that may be given as a mapping, None where there is none.
+        fields: the dotted name of the class of ours whose options it has to be, None where it may be something else.
     """
 
     types: frozenset[str] = UNKNOWN
@@ -104,7 +104,7 @@ def _argument(module: str, annotation: ast.expr | None) -> Argument:
         return Argument()
     types: set[str] = set()
     choices: list[str] = []
-    fields = None
+    fields, own = None, {"None"}
     for home, part in _parts(module, annotation):
         if isinstance(part, ast.Constant):
             types.add("None")
@@ -115,8 +115,8 @@ def _argument(module: str, annotation: ast.expr | None) -> Argument:
             types.add(name.rpartition(".")[2])
             found = find(f"{home}.{name}")
             if found is not None and found[0].startswith("lit_posttrain.") and arguments(f"{home}.{name}"):
-                fields = f"{home}.{name}"
-    return Argument(frozenset(types), tuple(dict.fromkeys(choices)), fields if "Mapping" in types else None)
+                fields, own = f"{home}.{name}", {name, "Mapping", "None"}
+    return Argument(frozenset(types), tuple(dict.fromkeys(choices)), fields if types <= own else None)
 
 
 def _parts(module: str, annotation: ast.expr) -> Iterator[tuple[str, ast.expr]]:
