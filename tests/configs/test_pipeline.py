@@ -156,11 +156,12 @@ def test_killed_stopped_by_a_gate_done_and_changed(command_line, stages, tmp_pat
         (["pipeline=grpo", "pipeline.stages.sft=null"], "`pipeline.stages.sft` must have `overrides`, a list, got"),
     ],
 )
-def test_a_mistake_is_told_before_the_first_stage(command_line, stages, arguments, said):
+def test_a_mistake_is_told_before_the_first_stage(command_line, stages, tmp_path, arguments, said):
     status, _, errors = command_line(*arguments)
     assert (status, stages[0]) == (1, [])
     assert said in errors
     assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

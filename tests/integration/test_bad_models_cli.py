@@ -93,7 +93,7 @@ def test_unknown_name_offline(tmp_path, no_weights, offline):
         failure(tmp_path / "run", *GRID, "model=local", "model.path=somebody/no-such-model"),
         "the model `somebody/no-such-model` is not in the local cache",
         "HF_HUB_OFFLINE is set",
-        "model=local model.path=/a/folder",
+        "or give a local folder as `path`",
     )
 
 

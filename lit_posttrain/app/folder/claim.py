@@ -20,6 +20,7 @@ from lit_posttrain.app.folder.parts import next_part
 from lit_posttrain.app.options.checks import check_config
 from lit_posttrain.app.options.hints import check_given
 from lit_posttrain.app.options.overrides import option, quote
+from lit_posttrain.app.pipeline.config import planned
 from lit_posttrain.files.locks import FolderLock
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,10 @@ class FolderOfOneRun(Callback):
             if is_first_process():
                 cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
                 check_given(config.hydra, cfg)
-                if cfg.get("pipeline") is None:  # which is looked at stage by stage
+                if cfg.get("pipeline") is None:
                     check_config(cfg)
+                else:
+                    planned(cfg)
                 _prepare_run(config)
             else:
                 config.hydra.output_subdir = None  # the first process writes what was asked for

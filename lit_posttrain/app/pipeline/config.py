@@ -9,13 +9,30 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lit_posttrain.app.errors import name_options, words
+from lit_posttrain.app.options.checks import check_config
 from lit_posttrain.app.options.hints import check_replaced, explain_composition_error
-from lit_posttrain.app.pipeline.plan import PREFERENCES, Stage
+from lit_posttrain.app.pipeline.plan import PREFERENCES, Stage, plan_stages
 
 # What watches a run or names it, and does not change its weights.
 WITHOUT_EFFECT = ("run_dir", "names", "ckpt_path", "overwrite", "logger", "callbacks", "gate")
 
 BLANK = ("run_dir=run", "names.algo=''", "names.model=''", "names.data=''")  # what a run fills in
+
+
+def planned(cfg: DictConfig) -> list[tuple[Stage, dict[str, Any]]]:
+    """Plan the stages of a pipeline that Hydra has composed, each with what makes its weights what they are.
+
+    Raises:
+        ValueError: if an option is wrong; the message names the stage.
+    """
+    config = HydraConfig.get()
+    stages = plan_stages(
+        cfg.pipeline,
+        list(config.overrides.task),
+        model=config.runtime.choices["model"],
+        data_target=str(cfg.data.get("_target_", "")),
+    )
+    return [(stage, stage_config(stage)) for stage in stages]
 
 
 def stage_config(stage: Stage) -> dict[str, Any]:
@@ -24,8 +41,6 @@ def stage_config(stage: Stage) -> dict[str, Any]:
     Raises:
         ValueError: if it could not begin so; the message names the stage.
     """
-    from lit_posttrain.app.options.checks import check_config
-
     exports = {name: name for name in stage.inputs}
     with told_of(stage):
         cfg = compose_stage(stage, exports)
