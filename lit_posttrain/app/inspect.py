@@ -75,7 +75,7 @@ def show(cfg: DictConfig, *, rows: int, console: Console) -> None:
         for index, example in enumerate(examples[:rows]):
             for name, row in _sequences(example):
                 console.print(Text(f"\n{data.where(split, index)} {name}".rstrip(), style="bold"))
-                console.print(_coloured(row, tokenizer, marks=not console.is_terminal))
+                console.print(_colored(row, tokenizer, marks=not console.is_terminal))
                 console.print(
                     Text(
                         f"{len(row.prompt_ids)} tokens of prompt, {sum(row.loss_mask)} of {len(row.completion_ids)} "
@@ -110,7 +110,7 @@ def _sequences(example):  # type: ignore[no-untyped-def]
     return [("", example)]
 
 
-def _coloured(row, tokenizer, *, marks: bool) -> Text:  # type: ignore[no-untyped-def]
+def _colored(row, tokenizer, *, marks: bool) -> Text:  # type: ignore[no-untyped-def]
     """The text of a row, token by token; where there are no colours, supervised tokens stand between « and »."""
     ids = [*row.prompt_ids, *row.completion_ids]
     styles = [PROMPT] * len(row.prompt_ids)
