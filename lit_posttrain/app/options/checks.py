@@ -182,7 +182,7 @@ def check_value(name: str, value: Any, argument: Argument) -> None:
     if argument.choices and not types and str(value) not in argument.choices:
         names = ", ".join(argument.choices)
         raise ValueError(f"`{name}` must be one of {names}, got {shown}.{nearest(str(value), list(argument.choices))}")
-    if argument.fields and not isinstance(value, DictConfig):
+    if argument.has_options and not isinstance(value, DictConfig):
         group = name.replace(".", "/")
         way = f": `{group}=default` chooses them" if files("lit_posttrain.conf").joinpath(group).is_dir() else ""
         raise ValueError(f"`{name}` must have options of its own, got {shown}{way}.")

@@ -18,12 +18,14 @@ class Argument:
     Args:
         types: the names of the types, "None" among them.
         choices: the names of a `Literal`.
-        fields: the dotted name of the class of ours whose options it has to be, None where it may be something else.
+        fields: the dotted name of our dataclass whose options a mapping stands for, None where there is none.
+        has_options: whether nothing but that class or a mapping will do.
     """
 
     types: frozenset[str] = UNKNOWN
     choices: tuple[str, ...] = ()
     fields: str | None = None
+    has_options: bool = False
 
 
 @functools.cache
@@ -75,7 +77,7 @@ def arguments(target: str) -> dict[str, Argument] | None:
         if of_base is None:
             return None
         inherited |= of_base
-    if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+    if _is_dataclass(node):
         fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
         inherited |= {ast.unparse(each.target): _argument(module, each.annotation) for each in fields}
     return inherited
@@ -114,9 +116,15 @@ def _argument(module: str, annotation: ast.expr | None) -> Argument:
             name = ast.unparse(part.value if isinstance(part, ast.Subscript) else part)
             types.add(name.rpartition(".")[2])
             found = find(f"{home}.{name}")
-            if found is not None and found[0].startswith("lit_posttrain.") and arguments(f"{home}.{name}"):
+            if fields is None and found is not None and home.startswith("lit_posttrain.") and _is_dataclass(found[1]):
                 fields, own = f"{home}.{name}", {name, "Mapping", "None"}
-    return Argument(frozenset(types), tuple(dict.fromkeys(choices)), fields if types <= own else None)
+    if not types & {"Mapping"} and not types <= own:
+        fields = None
+    return Argument(frozenset(types), tuple(dict.fromkeys(choices)), fields, types <= own and fields is not None)
+
+
+def _is_dataclass(node: ast.stmt) -> bool:
+    return isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(each) for each in node.decorator_list)
 
 
 def _parts(module: str, annotation: ast.expr) -> Iterator[tuple[str, ast.expr]]:
