@@ -2,7 +2,7 @@
 
 It is told step by step in docs/own_algorithm.md.
 
-    python train.py --config-dir examples/conf algo=my_algorithm tuned=tiny_grpo
+    python train.py --config-dir examples/conf algo=my_algorithm recipe=tiny_grpo
     python examples/my_algorithm.py
 """
 

@@ -402,7 +402,7 @@ def _describe(value: object) -> str:
 
 @contextmanager
 def own_precision() -> Iterator[None]:
-    """Inside, torch computes as it does by itself: in float32, without autocast.
+    """Let torch compute inside as it does by itself: in float32, without autocast.
 
     In validation and prediction functions are called in the precision of the Trainer, in rollouts they are not; a
     network that judges shall give the same score there as here.

@@ -154,7 +154,7 @@ def test_reward_that_is_not_there(tmp_path, no_weights, path, parts):
             "algo.sampling.temperature=0",
             "`sampling.temperature` must be > 0 to train: greedy completions of one prompt",
         ),
-        ("algo.scale=groups", "`scale` must be one of group, batch, none, got `groups`."),
+        ("algo.scale=groups", "`algo.scale` must be one of group, batch, none, got `groups`."),
         ("data.batch_size=0", "`batch_size` must be >= 1, got 0."),
         ("model.dtype=float16", "`model.dtype` must be one of float32, bfloat16, float64, auto, got `float16`"),
     ],

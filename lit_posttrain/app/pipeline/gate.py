@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lit_posttrain.app.hints import nearest
+from lit_posttrain.app.options.hints import nearest
 
 FIRST = "first"
 

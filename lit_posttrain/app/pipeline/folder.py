@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_posttrain.app.changed_options import differences
-from lit_posttrain.app.pipeline_plan import Stage
+from lit_posttrain.app.options.changed import differences
+from lit_posttrain.app.pipeline.plan import Stage
 from lit_posttrain.files.whole import write_json
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lit_posttrain.app.pipeline_plan import Stage
+from lit_posttrain.app.pipeline.config import compose_stage, told_of
+from lit_posttrain.app.pipeline.folder import StageFolder, origin_of
+from lit_posttrain.app.pipeline.plan import Stage
 from lit_posttrain.app.run import make_trainer, prepare
-from lit_posttrain.app.stage_config import compose_stage, told_of
-from lit_posttrain.app.stage_folder import StageFolder, origin_of
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
 from lit_posttrain.data.prompts import PromptDataModule
 from lit_posttrain.data.supervised import SupervisedDataModule
@@ -18,8 +18,8 @@ from lit_posttrain.data.supervised import SupervisedDataModule
 log = logging.getLogger(__name__)
 
 
-def rehearse_stages(stages: list[Stage], configs: list[dict[str, Any]], folder: Path) -> None:
-    """Rehearse the stages that are not done, each with outlines of the exports that are not there yet.
+def preflight(stages: list[Stage], configs: list[dict[str, Any]], folder: Path) -> None:
+    """Look over the stages that are not done, each with outlines of the exports that are not there yet.
 
     Args:
         stages: of a pipeline, in their order.
@@ -45,7 +45,7 @@ def rehearse_stages(stages: list[Stage], configs: list[dict[str, Any]], folder: 
                 cfg.logger = None  # one might begin a run of its own
                 if stage.gate is not None:
                     cfg.gate = stage.gate.metric
-                rehearse(cfg, Path(exports[stage.name]))
+                look_over(cfg, Path(exports[stage.name]))
 
 
 def _check_validation(datamodule: SupervisedDataModule | PromptDataModule, metric: str) -> None:
@@ -58,7 +58,7 @@ def _check_validation(datamodule: SupervisedDataModule | PromptDataModule, metri
         )
 
 
-def rehearse(cfg: DictConfig, outline: Path) -> None:
+def look_over(cfg: DictConfig, outline: Path) -> None:
     """Build all that a run is made of, and read its data, but load no weights.
 
     Args:

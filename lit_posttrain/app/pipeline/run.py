@@ -13,14 +13,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lit_posttrain.app.gate import Gate, Verdict
+from lit_posttrain.app.folder.claim import OF_A_PIPELINE, claim_pipeline
 from lit_posttrain.app.lifeline import ended_at_once
-from lit_posttrain.app.pipeline_plan import Stage, plan_stages
-from lit_posttrain.app.run_folder import OF_A_PIPELINE, claim_pipeline
-from lit_posttrain.app.stage_config import stage_config
-from lit_posttrain.app.stage_folder import StageFolder, origin_of
-from lit_posttrain.app.stage_options import quote
-from lit_posttrain.app.stage_process import run_stage
+from lit_posttrain.app.options.overrides import quote
+from lit_posttrain.app.pipeline.config import planned
+from lit_posttrain.app.pipeline.folder import StageFolder, origin_of
+from lit_posttrain.app.pipeline.gate import Gate, Verdict
+from lit_posttrain.app.pipeline.plan import Stage
+from lit_posttrain.app.pipeline.process import run_stage
 from lit_posttrain.files.whole import write_json
 from lit_posttrain.reports.stages import StageRow, print_stages
 
@@ -48,18 +48,12 @@ def run_pipeline(cfg: DictConfig) -> None:
     name, folder = config.runtime.choices["pipeline"], Path(config.runtime.output_dir).resolve()
     lock = claim_pipeline(folder, name).descriptor
     assert lock is not None
-    stages = plan_stages(
-        cfg.pipeline,
-        list(config.overrides.task),
-        model=config.runtime.choices["model"],
-        data_target=str(cfg.data.get("_target_", "")),
-    )
-    configs = [stage_config(stage) for stage in stages]
+    stages, configs = map(list, zip(*planned(cfg), strict=True))
     place = shlex.quote(f"hydra.run.dir={quote(str(folder))}")
     again = f"the same command with {place} goes on where it stopped"
     with ended_at_once(f"; {again}"):  # it takes seconds, so not before the configurations are right
-        from lit_posttrain.app.rehearsal import rehearse_stages
-    rehearse_stages(stages, configs, folder)
+        from lit_posttrain.app.pipeline.preflight import preflight
+    preflight(stages, configs, folder)
     rows: list[StageRow] = [StageRow(stage.name, str(folder / stage.name)) for stage in stages]
     log.info("%s stages, in %s; if it is stopped, %s", len(stages), folder, again)
     for number, stage in enumerate(stages):

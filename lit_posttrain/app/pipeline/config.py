@@ -1,21 +1,38 @@
 """The configuration of a stage, as its own command line will compose it."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from lit_posttrain.app.errors import words
-from lit_posttrain.app.hints import check_replaced, explain_composition_error
-from lit_posttrain.app.pipeline_plan import Stage
+from lit_posttrain.app.errors import name_options, words
+from lit_posttrain.app.options.checks import check_config
+from lit_posttrain.app.options.hints import check_replaced, explain_composition_error
+from lit_posttrain.app.pipeline.plan import Stage, plan_stages
 
 # What watches a run or names it, and does not change its weights.
 WITHOUT_EFFECT = ("run_dir", "names", "ckpt_path", "overwrite", "logger", "callbacks", "gate")
 
 BLANK = ("run_dir=run", "names.algo=''", "names.model=''", "names.data=''")  # what a run fills in
+
+
+def planned(cfg: DictConfig) -> list[tuple[Stage, dict[str, Any]]]:
+    """Plan the stages of a pipeline that Hydra has composed, each with what makes its weights what they are.
+
+    Raises:
+        ValueError: if an option is wrong; the message names the stage.
+    """
+    config = HydraConfig.get()
+    stages = plan_stages(
+        cfg.pipeline,
+        list(config.overrides.task),
+        model=config.runtime.choices["model"],
+        data_target=str(cfg.data.get("_target_", "")),
+    )
+    return [(stage, stage_config(stage)) for stage in stages]
 
 
 def stage_config(stage: Stage) -> dict[str, Any]:
@@ -24,8 +41,6 @@ def stage_config(stage: Stage) -> dict[str, Any]:
     Raises:
         ValueError: if it could not begin so; the message names the stage.
     """
-    from lit_posttrain.app.checks import check_config
-
     exports = {name: name for name in stage.inputs}
     with told_of(stage):
         cfg = compose_stage(stage, exports)
@@ -54,6 +69,8 @@ def told_of(stage: Stage, exports: Mapping[str, str] | None = None) -> Iterator[
     try:
         yield
     except Exception as error:
+        with suppress(Exception):  # where it could not be composed there is nothing to name
+            name_options(error, compose_stage(stage, exports or {}), prefix=f"stage.{stage.name}.")
         text = explain_composition_error(words(error), stage.overrides)
         for name, folder in (exports or {}).items():
             text = text.replace(folder, f"{{{name}}}")

@@ -7,10 +7,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lit_posttrain.app.gate import Gate
-from lit_posttrain.app.hints import nearest
-from lit_posttrain.app.stage_options import quote
+from lit_posttrain.app.options.hints import nearest
+from lit_posttrain.app.options.overrides import in_quotes, option, quote
+from lit_posttrain.app.pipeline.gate import Gate
 
+GIVEN = "pipeline.given"
+_OF_A_STAGE = re.compile(r"([+~]{0,2})stage\.(.*)", flags=re.DOTALL)
 # Groups and options that mean the same to every stage.
 SHARED = ("trainer", "logger", "callbacks", "seed", "threads", "val_every_steps")
 # Of the model: where the weights come from, which only a stage that starts from the pipeline's model can be told.
@@ -103,14 +105,37 @@ def plan_stages(pipeline: DictConfig, given: list[str], *, model: str, data_targ
     return stages
 
 
-def option(override: str) -> str:
-    """The dotted name that an override sets.
+def gather_stage_options(arguments: list[str]) -> list[str]:
+    """Put all options of stages into one that Hydra knows, a list in `pipeline.given`.
 
-    >>> option("+trainer.benchmark=true"), option("model/lora=default"), option("data@data.val_prompts=prompts")
-    ('trainer.benchmark', 'model.lora', 'data.val_prompts')
+    Hydra would look for them in the configuration of the pipeline, but they are of the stages' own.
+
+    Args:
+        arguments: of the command line.
+
+    Raises:
+        ValueError: if there is no pipeline, or one is to be swept.
+
+    >>> gather_stage_options(["pipeline=rlhf", "stage.rm.optim.lr=1e-4", "+stage.rm.trainer.benchmark=true"])[1]
+    "++pipeline.given=['rm.optim.lr=1e-4','+rm.trainer.benchmark=true']"
     """
-    name = override.lstrip("+~").partition("=")[0]
-    return name.rpartition("@")[2].replace("/", ".")
+    found = [match for match in map(_OF_A_STAGE.fullmatch, arguments) if match]
+    has_pipeline = any(argument.startswith("pipeline=") for argument in arguments)
+    if found and not has_pipeline:
+        raise ValueError(
+            f"`{found[0].group(0)}` is for a stage of a pipeline: add `pipeline=rlhf`, or leave out `stage.<name>.`."
+        )
+    if has_pipeline and {"-m", "--multirun"} & set(arguments):
+        raise ValueError(
+            "a pipeline cannot be swept (`-m`): a job is one run, a pipeline several. Start it once for each value, or "
+            "sweep one algorithm from what a stage exported: `-m model=local model.path=<its folder>/sft/export ...`."
+        )
+    if not found:
+        return arguments
+    quoted = ",".join(in_quotes("".join(match.groups())) for match in found)
+    first = next(place for place, argument in enumerate(arguments) if _OF_A_STAGE.fullmatch(argument))
+    before, behind = arguments[:first], [a for a in arguments[first:] if not _OF_A_STAGE.fullmatch(a)]
+    return [*before, f"++{GIVEN}=[{quoted}]", *behind]
 
 
 def _fill(text: str, values: dict[str, str]) -> str:

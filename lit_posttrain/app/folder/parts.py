@@ -10,7 +10,7 @@ FILE = "parts.json"
 
 
 def read_parts(folder: Path) -> list[dict[str, Any]]:
-    """The parts of a run, none where nothing says."""
+    """Return the parts of a run, an empty list where no file says."""
     path = folder / FILE
     if not path.is_file():
         return []
@@ -24,7 +24,7 @@ def read_parts(folder: Path) -> list[dict[str, Any]]:
 
 
 def next_part(folder: Path) -> int:
-    """The number of the part that a resume makes."""
+    """Return the number of the part that a resume makes."""
     return max(len(read_parts(folder)), 1) + 1
 
 

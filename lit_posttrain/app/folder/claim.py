@@ -12,13 +12,15 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from lit_posttrain.app.errors import USER_ERRORS, leave
-from lit_posttrain.app.parts import next_part
-from lit_posttrain.app.pipeline_plan import option
-from lit_posttrain.app.run_files import is_of_run, remove_run, remove_sweep, results_in, sweep_in
-from lit_posttrain.app.stage_options import quote
+from lit_posttrain.app.folder.files import is_of_run, remove_run, remove_sweep, results_in, sweep_in
+from lit_posttrain.app.folder.parts import next_part
+from lit_posttrain.app.options.checks import check_config
+from lit_posttrain.app.options.hints import check_given
+from lit_posttrain.app.options.overrides import option, quote
+from lit_posttrain.app.pipeline.config import planned
 from lit_posttrain.files.locks import FolderLock
 
 log = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ _taken: dict[Path, FolderLock] = {}
 
 
 class FolderOfOneRun(Callback):
-    """Takes the folder of a run before Hydra writes into it, and ends a command that must not have it.
+    """Takes the folder of a run before Hydra writes into it, and ends a command that is wrong or must not have it.
 
     A run that resumes goes on in its folder, and the options that it began with stay: those of the resume go below
     them. Hydra makes a warning of an exception in a callback, so that the command is left instead.
@@ -44,7 +46,15 @@ class FolderOfOneRun(Callback):
         """Take the folder of a single run, or of a pipeline."""
         with _readable(config), _leaving():
             _go_home(config)
+            config.hydra.runtime.output_dir = str(Path(config.hydra.run.dir).absolute())  # as Hydra is about to
+        with _readable(config), _leaving():
             if is_first_process():
+                cfg = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+                check_given(config.hydra, cfg)
+                if cfg.get("pipeline") is None:
+                    check_config(cfg)
+                else:
+                    planned(cfg)
                 _prepare_run(config)
             else:
                 config.hydra.output_subdir = None  # the first process writes what was asked for
@@ -83,10 +93,8 @@ def claim_run(folder: Path, *, checkpoint: str | None = None, overwrite: bool = 
     place = folder / "checkpoints"
     if place.exists() and not place.is_dir():
         raise ValueError(f"`{place}` is a file, and a run keeps its checkpoints there: move it, or {other}.")
-    with _claimed(folder) as (lock, known):
-        held = [] if resumes else results_in(folder)
-        _make_room(folder, held, known=known, overwrite=overwrite, remove=remove_run, kind="run", other=other)
-    return lock
+    held = (lambda _: []) if resumes else results_in
+    return _claim(folder, held, remove_run, overwrite=overwrite, kind="run", other=other)
 
 
 def claim_sweep(folder: Path, *, overwrite: bool) -> FolderLock:
@@ -94,10 +102,7 @@ def claim_sweep(folder: Path, *, overwrite: bool) -> FolderLock:
     other = "give this sweep a folder of its own, `hydra.sweep.dir=...`"
     for name in results_in(folder) or [OF_A_PIPELINE] * (folder / OF_A_PIPELINE).is_file():
         raise ValueError(f"`{folder}` is the folder of a run (it has `{name}`): {other}.")
-    with _claimed(folder) as (lock, known):
-        held = sweep_in(folder)
-        _make_room(folder, held, known=known, overwrite=overwrite, remove=remove_sweep, kind="sweep", other=other)
-    return lock
+    return _claim(folder, sweep_in, remove_sweep, overwrite=overwrite, kind="sweep", other=other)
 
 
 def claim_pipeline(folder: Path, name: str) -> FolderLock:
@@ -187,57 +192,55 @@ def _check_writable(folder: Path) -> None:
         )
 
 
-@contextmanager
-def _claimed(folder: Path) -> Iterator[tuple[FolderLock, bool]]:
-    """A folder's lock, taken, and whether it was there before; left as it was if anything is wrong with the folder."""
-    known = FolderLock(folder).path.is_file()
-    lock = _take(folder)
-    try:
-        yield lock, known
-    except BaseException:
-        if not known:
-            lock.path.unlink(missing_ok=True)
-        _let_go(lock)
-        raise
-
-
-def _make_room(
+def _claim(
     folder: Path,
-    held: list[str],
-    *,
-    known: bool,
-    overwrite: bool,
+    held_in: Callable[[Path], list[str]],
     remove: Callable[[Path], None],
+    *,
+    overwrite: bool,
     kind: str,
     other: str,
-) -> None:
-    """Refuse a folder that holds something, or remove that.
+) -> FolderLock:
+    """Take a folder, and refuse or remove what it holds; it is left as it was if anything is wrong with it.
 
     Args:
-        folder: that has been locked.
-        held: names that it has of a run or sweep.
-        known: whether one has taken the folder before, so that these are of it.
-        overwrite: whether they go.
+        folder: need not be there.
+        held_in: what tells the names that it has of a run or sweep.
         remove: what removes them.
+        overwrite: whether they go, where one has taken the folder before, so that these are of it.
         kind: run or sweep.
         other: how to give another folder.
 
     Raises:
         ValueError: if they are in the way.
     """
-    if known and overwrite:
-        remove(folder)
-    elif held:
-        names, checkpoint = ", ".join(f"`{name}`" for name in held), folder / "checkpoints" / "last.ckpt"
-        holds = f"holds a {kind} already ({names})" if known else f"has {names}, which a {kind} would replace"
-        resume = f"go on with it, `ckpt_path={quote(str(checkpoint))}`; " if checkpoint.is_file() else ""
-        replace = "replace what is there, `overwrite=true`" if known else "move them"
-        why = f" `overwrite=true` removes what a {kind} is known to have left." if overwrite else ""
-        raise ValueError(f"`{folder}` {holds}: {resume}{other}; or {replace}.{why}")
+    known = FolderLock(folder).path.is_file()
+    lock = _take(folder)
+    try:
+        if known and overwrite:
+            remove(folder)
+        elif held := held_in(folder):
+            raise ValueError(_in_the_way(folder, held, known=known, overwrite=overwrite, kind=kind, other=other))
+    except BaseException:
+        if not known:
+            lock.path.unlink(missing_ok=True)
+        _let_go(lock)
+        raise
+    return lock
+
+
+def _in_the_way(folder: Path, held: list[str], *, known: bool, overwrite: bool, kind: str, other: str) -> str:
+    """Say what a folder holds that a run or sweep would replace, and what can be done."""
+    names, checkpoint = ", ".join(f"`{name}`" for name in held), folder / "checkpoints" / "last.ckpt"
+    holds = f"holds a {kind} already ({names})" if known else f"has {names}, which a {kind} would replace"
+    resume = f"go on with it, `ckpt_path={quote(str(checkpoint))}`; " if checkpoint.is_file() else ""
+    replace = "replace what is there, `overwrite=true`" if known else "move them"
+    why = f" `overwrite=true` removes what a {kind} is known to have left." if overwrite else ""
+    return f"`{folder}` {holds}: {resume}{other}; or {replace}.{why}"
 
 
 def _take(folder: Path, *, wait_s: float = 0.0) -> FolderLock:
-    """The lock of a folder, once in a process."""
+    """Return the lock of a folder, which a process takes once."""
     folder = folder.resolve()
     if folder in _taken:
         return _taken[folder]

@@ -6,9 +6,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
-# What may differ without anybody wondering: where and how long, and what only watches.
+from lit_posttrain.app.options.overrides import leaves
+
+# What may differ without anybody wondering: where and how long, and what only looks on.
 FREE = (
-    *("ckpt_path", "overwrite", "run_dir", "names", "mode", "threads", "logger", "callbacks", "watch", "gate"),
+    *("ckpt_path", "overwrite", "run_dir", "names", "mode", "threads", "logger", "callbacks", "monitor", "gate"),
     *("trainer.max_steps", "trainer.plugins"),
 )
 # Each has a group of its own.
@@ -52,7 +54,7 @@ def differences(before: Any, now: Any, *, but: tuple[str, ...] = ()) -> list[str
     >>> differences({"seed": 0, "optim": {"lr": 0.1}}, {"seed": 0, "optim": {"lr": 0.2}})
     ['optim.lr: 0.1 -> 0.2']
     """
-    old, new = _flat(before), _flat(now)
+    old, new = leaves(before), leaves(now)
     return [
         f"{name}: {old.get(name)} -> {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
@@ -63,18 +65,3 @@ def differences(before: Any, now: Any, *, but: tuple[str, ...] = ()) -> list[str
 def _belongs(name: str, options: tuple[str, ...]) -> bool:
     """Whether it is one of these options or stands below one: `mode` is not the beginning of `model.path`."""
     return any(name == option or name.startswith(f"{option}.") for option in options)
-
-
-def _flat(config: Any) -> dict[str, Any]:
-    """Dotted names and values."""
-    found: dict[str, Any] = {}
-
-    def walk(node: Any, prefix: str) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                walk(value, f"{prefix}.{key}".lstrip("."))
-        else:
-            found[prefix] = node
-
-    walk(config, "")
-    return found

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoConfig
 
 from lit_posttrain import GRPO, RewardModel
-from lit_posttrain.app import pipeline
+from lit_posttrain.app.pipeline import run as pipeline
 from lit_posttrain.models.loading import Pretrained
 from lit_posttrain.models.networks.reward import check_reward_model
 
@@ -45,7 +45,7 @@ def test_what_can_run_is_run(command_line, started, tmp_path):
         ("ppo.algo.critic.start=/no/where", "there is no folder `/no/where` (looked at /no/where); check `algo.critic`"),
         pytest.param(
             "ppo.reward.path=/no/where",
-            "there is no folder `/no/where` (looked at /no/where); check `reward.path`",
+            "there is no folder `/no/where` (looked at /no/where); check `path`. On the command line: `stage.ppo.",
             marks=LONGER,
         ),
         ("ppo.algo.sampling.max_new_tokens=4000", "`sampling.max_new_tokens` is 4000, but the model's context is 128"),
@@ -55,12 +55,15 @@ def test_what_can_run_is_run(command_line, started, tmp_path):
         ),
         (
             "ppo.scheduler=constant",
-            "stage `ppo`: `scheduler=constant` has no effect: `tuned=tiny_random_ppo` puts transformers.",
+            "stage `ppo`: `scheduler=constant` has no effect: `recipe=tiny_random_ppo` puts transformers.",
         ),
         ("ppo.optim=null", "stage `ppo`: `optim=null`: a group needs one of its options"),
-        ("rm.model.lora=default", "`model/lora=default` switches LoRA on"),
+        (
+            "rm.model.lora=default",
+            "`model.lora` must have options of its own, got `default`: `model/lora=default` chooses them.",
+        ),
         pytest.param("ppo.reward.batch_size=0", "stage `ppo`: `batch_size` must be >= 1, got 0", marks=LONGER),
-        ("ppo.trainer.precision=foo", "stage `ppo`: Precision 'foo' is invalid"),
+        ("ppo.trainer.precision=foo", "stage `ppo`: `trainer.precision` must be one of 64, 32, 16, "),
         ("ppo.data.path.width=0", "stage `ppo`: `width` must be"),
         pytest.param(
             "rm.data.path.shares.leap=-1",
