@@ -19,4 +19,7 @@ def compose_train(*overrides: str, run_dir: Path | str = "/tmp/x") -> DictConfig
 def choices() -> list[tuple[str, str]]:
     """Group and option of every YAML below the primary ones."""
     paths = sorted(path.relative_to(CONF) for path in CONF.rglob("*.yaml"))
-    return [(path.parent.as_posix(), path.stem) for path in paths if path.parent != Path()]
+    # a base is a part of others, and no choice
+    return [
+        (path.parent.as_posix(), path.stem) for path in paths if path.parent != Path() and path.parent.name != "base"
+    ]

@@ -45,13 +45,13 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "False True"
-    assert ("Groups, chosen by" if argument == "--help" else "algo:\n  _target_:") in done.stdout
+    assert ("Groups, chosen by" if argument == "--help" else "algo:\n  policy:") in done.stdout
 
 
 def test_help_lists_groups_and_examples(command_line):
     status, printed, _ = command_line("--help")
     assert status == 0
-    assert "data: alpaca, chosen, gridworld, gridworld_preferences" in printed
+    assert "data: alpaca, gridworld, gridworld_preferences" in printed
     assert "trainer: cpu, ddp, debug, fsdp, gpu" in printed
     assert [example for example in EXAMPLES if example not in printed] == []
 
@@ -212,7 +212,7 @@ def test_a_sweep_runs_every_value(command_line, runs, tmp_path):
     ("arguments", "printed"),
     [
         (["algo=grpo", "model=gpt2", "trainer=ddp"], ["path: gpt2", "strategy: ddp"]),
-        (["experiment=dapo"], ["overlong_fraction: 0.2", "max_refills: 9"]),
+        (["experiment=dapo"], ["overlong_fraction: 0.2", "max_resample_batches: 9"]),
         (["experiment=rloo"], ["_target_: lit_posttrain.algos.rloo.RLOO", "kl_coef: 0.03"]),
         (["algo=rloo", "model=gpt2"], ["_target_: lit_posttrain.algos.rloo.RLOO", "kl_coef: 0.05"]),
         (["model=gpt2"], ["  lora: null"]),
@@ -246,7 +246,12 @@ def test_another_application_can_include_the_configuration(command_line, runs, t
     status, _, errors = command_line("-cd", str(tmp_path), "-cn", "mine", "algo.group_size=4", "greeting=bye")
     assert status == 0, errors
     (cfg,) = runs
-    assert (cfg["greeting"], cfg["seed"], cfg["algo"]["seed"], cfg["algo"]["group_size"]) == ("bye", 7, 7, 4)
+    assert (cfg["greeting"], cfg["seed"], cfg["algo"]["rollouts"]["seed"], cfg["algo"]["group_size"]) == (
+        "bye",
+        7,
+        7,
+        4,
+    )
 
 
 def test_an_application_of_its_own_can_include_the_configuration(tmp_path):

@@ -2,12 +2,14 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from lit_posttrain import BuiltModel, Critic, Rollouts, Sampling, Validation
 from lit_posttrain.algos.dpo import DPO
 from lit_posttrain.algos.grpo import GRPO
 from lit_posttrain.app.options.checks import check_config
@@ -16,7 +18,8 @@ from tests.composing import CONF, choices, compose_train
 from tests.conftest import VOCAB
 
 # What has no number, so that a YAML names it by an interpolation or not at all.
-OBJECTS = {"policy", "model", "rewards", "tokenizer", "scores", "optimizer", "scheduler"}
+OBJECTS = {"policy", "model", "rewards", "metrics", "optimizer", "scheduler"}
+OPTIONS = {"sampling": Sampling, "rollouts": Rollouts, "validation": Validation, "critic": Critic}
 REQUIRED = {"path"}
 USERS = {  # what only the user can give
     "data.path": "/a/file.jsonl",
@@ -77,7 +80,7 @@ def test_option_composes_and_builds(group, option, tmp_path, make_model):
 
 
 def test_optimizer_and_schedule_of_dpo_are_those_of_none(make_model, word_tokenizer):
-    module = DPO(make_model("gpt2"), tokenizer=word_tokenizer)
+    module = DPO(BuiltModel(make_model("gpt2"), tokenizer=word_tokenizer))
     parameters = [torch.nn.Parameter(torch.zeros(1))]
     want = module.default_optimizer()(parameters)
     cfg = compose_train("algo=dpo", "model=gpt2")
@@ -104,9 +107,11 @@ def states_all(folder: str) -> list[str]:
 @pytest.mark.parametrize("file", [*states_all("algo"), *states_all("data"), *states_all("model")])
 def test_numbers_are_the_defaults_of_the_constructor(file):
     group = Path(file).parts[0]
-    cfg = OmegaConf.create({"seed": OmegaConf.load(CONF / "train.yaml").seed, group: OmegaConf.load(CONF / file)})
-    cfg[group].pop("defaults", None)
-    compare(cfg[group], file)
+    own = OmegaConf.load(CONF / file)
+    bases = [name.partition("@")[0] for name in own.pop("defaults", []) if isinstance(name, str) and "base/" in name]
+    whole = OmegaConf.merge(*(OmegaConf.load(CONF / group / f"{base}.yaml") for base in bases), own)
+    cfg = OmegaConf.create({"seed": OmegaConf.load(CONF / "train.yaml").seed, group: whole})
+    compare(cfg[group], get_object(cfg[group]["_target_"]), file)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
@@ -118,14 +123,14 @@ def test_a_model_is_its_path(name):
         assert set(own) == {"path", *(["random_init"] if name == "tiny_random" else [])}
 
 
-def compare(node: DictConfig, file: str) -> None:
+def compare(node: DictConfig, target: Any, file: str) -> None:
     """A node against the signature of its target, and what it holds against theirs."""
-    parameters = dict(inspect.signature(get_object(node["_target_"])).parameters)
+    parameters = dict(inspect.signature(target).parameters)
     objects = OBJECTS if file.startswith("algo") else set()
     assert set(parameters) - objects == set(node) - objects - {"_target_"}
     for name in sorted(set(node) - objects - REQUIRED - {"_target_"}):
-        if isinstance(node[name], DictConfig) and "_target_" in node[name]:
-            compare(node[name], file)
+        if isinstance(node[name], DictConfig):
+            compare(node[name], OPTIONS.get(name) or get_object(node[name]["_target_"]), file)
         else:
             want = parameters[name].default
             assert node[name] == want, f"{file}: {name}"
@@ -137,9 +142,8 @@ def grpo(make_model, word_tokenizer):
     """Build GRPO with or without an optimiser and a schedule of its own."""
 
     def make(**arguments):
-        module = GRPO(
-            make_model("gpt2"), lambda completions: [0.0 for _ in completions], tokenizer=word_tokenizer, **arguments
-        )
+        policy = BuiltModel(make_model("gpt2"), tokenizer=word_tokenizer)
+        module = GRPO(policy, lambda completions: [0.0 for _ in completions], **arguments)
         module.configure_model()
         return module
 
