@@ -54,7 +54,12 @@ def test_rlhf_on_the_embedded_task(command_line, stages, tmp_path):
     assert status == 0, errors
     from_sft = ["model=local", f"model.path={HERE}/sft/export"]
     pairs = "data=gridworld_preferences"
-    rewarded = ["data=gridworld", "reward=model", f"reward.path={HERE}/rm/export", f"algo.critic.start={HERE}/rm/export"]
+    rewarded = [
+        "data=gridworld",
+        "reward=model",
+        f"reward.path={HERE}/rm/export",
+        f"algo.critic.start={HERE}/rm/export",
+    ]
     assert [arguments[:-1] for arguments in stages[0]] == [
         ["algo=sft", "model=tiny_random", "data=gridworld_sft", "gate=val/loss"],
         ["algo=reward_model", *from_sft, "tuned=tiny_random_reward_model", pairs, "gate=val/accuracy"],

@@ -100,13 +100,23 @@ def test_the_n_details_of_ppo():
     for model in ("gpt2", "tiny"):
         cfg = compose_train(f"model={model}", "experiment=ppo_n_details")
         assert (cfg.optim.lr, cfg.algo.critic.lr, cfg.optim.eps) == (3e-6, 3e-6, 1e-5)
-        assert (cfg.data.batch_size, cfg.algo.group_size, cfg.algo.rollouts.num_epochs, cfg.algo.rollouts.num_minibatches) == (
+        assert (
+            cfg.data.batch_size,
+            cfg.algo.group_size,
+            cfg.algo.rollouts.num_epochs,
+            cfg.algo.rollouts.num_minibatches,
+        ) == (
             512,
             1,
             4,
             1,
         )
-        assert (cfg.algo.kl_coef, cfg.algo.critic.coef, cfg.algo.gae_lambda, cfg.algo.discount) == (0.05, 0.1, 0.95, 1.0)
+        assert (cfg.algo.kl_coef, cfg.algo.critic.coef, cfg.algo.gae_lambda, cfg.algo.discount) == (
+            0.05,
+            0.1,
+            0.95,
+            1.0,
+        )
         assert (cfg.algo.sampling.temperature, cfg.algo.sampling.max_new_tokens) == (0.7, 53)
         assert cfg.trainer.gradient_clip_val is None
         assert cfg.scheduler.num_warmup_steps == 0

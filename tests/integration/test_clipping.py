@@ -7,13 +7,13 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from lit_posttrain.algos.training_module import TrainingModule
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim.lr_scheduler import ConstantLR
 
 from lit_posttrain import DPO, GRPO, PPO, SFT, InstructDataModule, PreferenceDataModule, PromptDataModule, Sampling
 from lit_posttrain.algos.reward_model import RewardModel
-from lit_posttrain.algos.training_module import TrainingModule
 from lit_posttrain.models.weights import tensors_sha256
 from tests.integration.conftest import PROMPTS, counts_even_words
 from tests.integration.test_dpo import PAIRS

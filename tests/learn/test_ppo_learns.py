@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
+from lit_posttrain.rollout.sampler import sample_completions
 from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +16,6 @@ from lit_posttrain.functional import correlation, explained_variance
 from lit_posttrain.functional.random import sample_keys
 from lit_posttrain.models.tokenizers import pad_token_id
 from lit_posttrain.rewards.gridworld import MOVES_PER_GOAL, step_rewards
-from lit_posttrain.rollout.sampler import sample_completions
 from lit_posttrain.rollout.options import Sampling
 from lit_posttrain.tasks.grid import Grid
 from lit_posttrain.tasks.gridworld_data import prompt_rows
