@@ -8,7 +8,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import ConstantLR
 
-from lit_posttrain import DPO, InstructDataModule, PreferenceDataModule
+from lit_posttrain import DPO, BuiltModel, InstructDataModule, PreferenceDataModule
 from lit_posttrain.algos.sft import SFT
 from lit_posttrain.models.weights import weights_sha256
 from tests.integration.recording import StepRecorder
@@ -46,9 +46,8 @@ def run(make_model, word_tokenizer, tmp_path):
         **settings,
     ):
         module = DPO(
-            make_model("gpt2", dtype=dtype, scale=2.0),
+            BuiltModel(make_model("gpt2", dtype=dtype, scale=2.0), tokenizer=word_tokenizer),
             loss,
-            tokenizer=word_tokenizer,
             **{"optimizer": SGD, "scheduler": partial(ConstantLR, factor=1.0), **settings},
         )
         recorder = StepRecorder()
@@ -244,7 +243,7 @@ def test_validation_measures_the_held_out_rows(run, loss):
     ],
 )
 def test_rows_of_the_other_kind_are_refused_before_weights_are_loaded(word_tokenizer, tmp_path, loss, rows, says):
-    module = DPO(lambda: pytest.fail("weights were loaded"), loss, tokenizer=word_tokenizer)
+    module = DPO(BuiltModel(lambda: pytest.fail("weights were loaded"), tokenizer=word_tokenizer), loss)
     trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(TypeError, match=says):
         trainer.fit(module, datamodule=PreferenceDataModule(rows))
@@ -255,9 +254,9 @@ def test_demonstrations_and_preferences_are_not_mixed_up(word_tokenizer):
     unloaded = partial(pytest.fail, "weights were loaded")
     demonstrations = InstructDataModule([{"prompt": "w1 ", "completion": "w2"}])
     with pytest.raises(TypeError, match="the data make SupervisedBatches"):
-        trainer.fit(DPO(unloaded, tokenizer=word_tokenizer), datamodule=demonstrations)
+        trainer.fit(DPO(BuiltModel(unloaded, tokenizer=word_tokenizer)), datamodule=demonstrations)
     with pytest.raises(TypeError, match=r"fine-tuning learns from demonstrations .*make PreferenceBatches"):
-        trainer.fit(SFT(unloaded, tokenizer=word_tokenizer), datamodule=PreferenceDataModule(PAIRS))
+        trainer.fit(SFT(BuiltModel(unloaded, tokenizer=word_tokenizer)), datamodule=PreferenceDataModule(PAIRS))
 
 
 @pytest.mark.parametrize(

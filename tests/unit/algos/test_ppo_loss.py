@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.groups import grouped
-from tests.unit.algos.test_grpo_loss import collected
 
 from lit_posttrain import PPO
 from lit_posttrain.algos.kl_control import KLControl
 from lit_posttrain.batching.ranks import StepStatistics
 from lit_posttrain.models.networks.policy import TokenStatistics
+from tests.groups import grouped
+from tests.unit.algos.test_grpo_loss import collected
 from tests.unit.algos.test_policy_gradient_losses import LENGTHS, LOGPROBS, OLD, REF, clipped, rollout_of
 
 VALUES = [[0.3, -0.2, 0.5], [0.1, 0.9, 0.0], [-0.4, 0.0, 0.0], [0.6, 0.2, -0.7]]
@@ -27,7 +27,7 @@ def tensor(numbers):
 
 def make(*, step=0, **settings):
     module = PPO("tiny", lambda completions: [0.0], **grouped({"missing_eos": "keep", **settings}))
-    module._trainer = SimpleNamespace(global_step=step, world_size=1)
+    module._trainer = SimpleNamespace(global_step=step, world_size=1, accumulate_grad_batches=1)
     module.statistics = StepStatistics()
     return module
 
@@ -182,7 +182,9 @@ def test_the_loss_is_that_of_a_slow_loop():
         slope = 0.0 if (held - ret) ** 2 > (new - ret) ** 2 else new - ret
         assert by_values[i, t].item() == pytest.approx(0.4 * slope / 9, abs=1e-12)
     assert loss.item() == pytest.approx((total + 0.4 * value_total) / 9, abs=1e-12)
-    metrics = module.step_metrics(module.statistics.pop(module.ranks))
+    metrics = {}
+    module.statistics, module.log = StepStatistics(), lambda name, value, **how: metrics.update({name: value})
+    module.training_step(SimpleNamespace(rollout=rollout, normalizer=tensor(9.0)), 0)
     assert metrics["value/loss"].item() == pytest.approx(value_total / 9, abs=1e-6)
     assert metrics["train/loss"].item() == pytest.approx(loss.item(), abs=1e-6)
     assert (by_logprobs[~rollout.loss_mask] == 0).all()
