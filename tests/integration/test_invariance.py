@@ -11,6 +11,7 @@ from lit_posttrain import GRPO, PPO, RLOO, ReinforcePlusPlus, Sampling
 from lit_posttrain.functional import group_advantages, overlong_penalty
 from tests.integration.conftest import PROMPTS
 
+FOUR_STEPS = {"rollouts__num_epochs": 2, "rollouts__num_minibatches": 2}
 VARIANTS = {
     "dapo": {},
     "original": {"aggregation": "seq-mean-token-mean", "kl_coef": 0.1, "kl_gradient": "k3"},

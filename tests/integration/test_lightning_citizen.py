@@ -132,16 +132,15 @@ def test_a_second_fit_and_another_trainer(grpo, tmp_path):
 
 def test_validation_repeats_itself(grpo, tmp_path):
     scores = {"short": lambda completions, **columns: [float(len(text) < 12) for text in completions]}
-    first = quiet(tmp_path).validate(grpo(validation=Validation(metrics=scores)), MyPrompts(), verbose=False)
+    judged = Validation(metrics=scores)
+    first = quiet(tmp_path).validate(grpo(validation=judged), MyPrompts(), verbose=False)
     trainer = quiet(tmp_path)
-    trainer.validate(
-        grpo(validation=Validation(metrics=scores), rollouts=Rollouts(seed=7, batch_size=3)), MyPrompts(), verbose=False
-    )
+    trainer.validate(grpo(validation=judged, rollouts=Rollouts(seed=7, batch_size=3)), MyPrompts(), verbose=False)
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     assert set(metrics) == {"val/reward", "val/short", "val/short_sampled", "val/pass_at_k"}
     again = quiet(tmp_path)
     again.validate(
-        grpo(validation=Validation(metrics=scores)),
+        grpo(validation=judged),
         DataLoader(PROMPTS[:5], batch_size=5, collate_fn=list),
         verbose=False,
     )

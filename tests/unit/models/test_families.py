@@ -125,13 +125,13 @@ def test_greedy_equals_generate(make):
     prompts = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [12, 13]]
     for seed in range(4):
         model = make(seed=seed)
-        completions = sample(model, prompts=prompts, temperature=0.0, eos_ids=(1, 20, 30))
+        sampled = _, cut = sample(model, prompts=prompts, temperature=0.0, eos_ids=(1, 20, 30))
         for index, prompt in enumerate(prompts):
             want = model.generate(
                 torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=[1, 20, 30], pad_token_id=0
             )
-            got = rows(completions)[index]
+            got = rows(sampled)[index]
             assert got == want[0, len(prompt) :].tolist()
-            assert bool(completions.truncated[index]) == (got[-1] not in (1, 20, 30))
+            assert bool(cut[index]) == (got[-1] not in (1, 20, 30))
             lengths.add(len(got))
     assert len(lengths) > 1  # some ended early, so that rows did leave the batch
