@@ -27,9 +27,7 @@ def test_options_stay_the_object_that_they_are():
 
 
 def test_an_unknown_key_is_named_with_those_that_there_are():
-    with pytest.raises(
-        TypeError, match=r"`rollouts` has no option `epochs`: it has num_minibatches, num_ep"
-    ):
+    with pytest.raises(TypeError, match=r"`rollouts` has no option `epochs`: it has num_minibatches, num_ep"):
         options(Rollouts, {"num_minibatches": 2, "epochs": 2}, argument="rollouts")
 
 
