@@ -50,7 +50,7 @@ VARIANTS: dict[str, list[str]] = {
     "dynamic-sampling": [*ALGORITHMS["grpo"], "algo.max_resample_batches=2", "algo.overlong_fraction=0.5"],
     "learned-reward": [*ALGORITHMS["rloo"], "reward=model", f"reward.path={REWARD_MODEL}"],
     "fresh": [*ALGORITHMS["sft"], "model=tiny_random"],
-    "clipped": [*ALGORITHMS["ppo"], "trainer.gradient_clip_val=0.05", "scheduler=cosine"],
+    "clipped": [*ALGORITHMS["ppo"], "trainer.gradient_clip_val=0.05"],
 }
 PIPELINE = [
     *("pipeline=rlhf", "logger=csv", "pipeline.stages.sft.gate=null", "pipeline.stages.rm.gate=null"),
@@ -208,11 +208,8 @@ ROWS: dict[str, tuple[list[str], str | None]] = {
     "preferences-dialogues": (["data=preferences", *KEPT], "dialogues"),
     "preferences-hh": (["data=preferences", *KEPT, "data.format=implicit"], "hh"),
     "preferences-judged": (["data=preferences", *KEPT], "judged"),
-    "chosen": (["data=chosen", "data@data.path.preferences=hh_rlhf", "data.path.preferences.val_size=2"], "hh"),
-    "preference_prompts": (
-        ["data=preference_prompts", "data@data.path.preferences=hh_rlhf", "data.path.preferences.val_size=2"],
-        "hh",
-    ),
+    "chosen": (["data=hh_rlhf", "data.view=chosen", *KEPT], "hh"),
+    "preference_prompts": (["data=hh_rlhf", "data.view=prompts", *KEPT], "hh"),
 }
 
 
@@ -221,22 +218,23 @@ def rows_of(options: list[str]) -> str:
     from hydra import compose, initialize_config_module
     from hydra.utils import instantiate
 
+    from lit_posttrain.app.run import make_data
     from lit_posttrain.data import PromptDataModule
-    from lit_posttrain.data.chat import encode_prompt
+    from lit_posttrain.data.formats.chat import encode_prompt
 
     blank = ["run_dir=.", "names.algo=a", "names.model=m", "names.data=d"]
     with initialize_config_module("lit_posttrain.conf", version_base="1.3"):
         cfg = compose("train", [*blank, *options])
-    data = instantiate(cfg.data, _convert_="all")
+    data = make_data(cfg)
     tokenizer = instantiate(cfg.model, _convert_="all").load_tokenizer()
     data.setup("fit")
+    data.encode(tokenizer)
     if isinstance(data, PromptDataModule):
         found: Any = [
             [[encode_prompt(row["prompt"], tokenizer), row] for row in rows]
             for rows in (data.train_rows, data.val_rows)
         ]
     else:
-        data.encode(tokenizer)
         found = [[values(e) for s in data.encoded(split) for e in s.examples] for split in ("train", "validation")]
     assert all(found), "a split is empty"
     return sha256(json.dumps(found, sort_keys=True))
@@ -278,8 +276,6 @@ def rows_table(folder: Path) -> dict[str, dict[str, str]]:
         model = ["model=local", f"model.path={folder}/{kind}"]
         for name, (options, file) in ROWS.items():
             path = [] if file is None else [f"data.path={folder}/{file}.jsonl"]
-            if "data.path.preferences.val_size=2" in options:
-                path = [f"data.path.preferences.path={folder}/{file}.jsonl"]
             try:
                 digest = rows_of([*options, *path, *model])
             except Exception as error:

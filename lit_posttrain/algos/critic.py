@@ -1,18 +1,19 @@
 """The value model beside a policy: where it starts, and how it learns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.algos.choices import check_not_negative, check_positive, check_shares
-from lit_posttrain.functional import ValueLoss, clipped_value_loss
+from lit_posttrain.batching import Ranks, Rollout
+from lit_posttrain.functional import ValueLoss, clipped_value_loss, explained_variance
 from lit_posttrain.models.networks.policy import Policy
 from lit_posttrain.models.networks.reward import check_reward_model
 from lit_posttrain.models.networks.value import ValueHead, ValueNetwork, check_same_tokens, value_head_of
+from lit_posttrain.models.source import ModelSource
 from lit_posttrain.rollout.options import options
 
 POLICY, SHARED = "policy", "shared"
@@ -72,11 +73,11 @@ class Critic:
         start = self.start
         return None if isinstance(start, ValueNetwork) or start in (POLICY, SHARED) else str(start)
 
-    def check(self, tokenizer: Callable[[], PreTrainedTokenizerBase]) -> None:
+    def check(self, source: ModelSource) -> None:
         """Fail now, before weights are loaded, where the reward model that it starts from is missing or does not fit.
 
         Args:
-            tokenizer: gives that of the policy.
+            source: of the policy, whose tokenizer it has to share.
         """
         if self.folder is None:
             return
@@ -86,18 +87,19 @@ class Critic:
             raise FileNotFoundError(
                 f"`critic` must be {POLICY}, {SHARED} or a reward model, got `{self.folder}`: {error}"
             ) from error
-        check_same_tokens(self.folder, tokenizer())
+        check_same_tokens(self.folder, source.tokenizer)
 
-    def build(self, policy: Policy, merged: Callable[[], PreTrainedModel]) -> ValueNetwork | ValueHead:
+    def build(self, policy: Policy, source: ModelSource) -> ValueNetwork | ValueHead:
         """Make the network, or the head on the policy's trunk.
 
         Args:
-            policy: as it is in the beginning.
-            merged: gives its model without an adapter; a critic is trained whole.
+            policy: as it is in the beginning. Of a policy with an adapter the critic is trained whole.
+            source: where the policy came from.
 
         Raises:
             ValueError: if the policy has no hidden states to share.
         """
+        self.check(source)
         if isinstance(self.start, ValueNetwork):
             return self.start
         if self.folder is not None:
@@ -106,7 +108,7 @@ class Critic:
                 network.trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             return network
         if self.start == POLICY:
-            return ValueNetwork.from_causal_lm(merged())
+            return ValueNetwork.from_causal_lm(source.merged(policy.model))
         if not policy.has_known_head:
             raise ValueError(
                 "a shared critic needs the policy's hidden states, and how its logits come from them is not known of "
@@ -114,6 +116,18 @@ class Critic:
             )
         return value_head_of(policy.model, like=policy.model.get_output_embeddings().weight)
 
-    def loss(self, values: Tensor, returns: Tensor, old_values: Tensor) -> ValueLoss:
+    def loss(self, values: Tensor | None, rollout: Rollout) -> ValueLoss:
         """Compute the loss of each value, and where it was clipped: (B, C) each."""
+        assert values is not None
+        returns, old_values = self._of(rollout)
         return clipped_value_loss(values, returns, old_values, clip=self.clip)
+
+    def explained_variance(self, rollout: Rollout, ranks: Ranks) -> Tensor:
+        """Find how much of the returns of all ranks the critic had foreseen: 1 is all, ()."""
+        returns, values = self._of(rollout)
+        return explained_variance(values, returns, rollout.loss_mask, sum_over_ranks=ranks.sum).float()
+
+    def _of(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
+        assert rollout.returns is not None
+        assert rollout.values is not None
+        return rollout.returns, rollout.values

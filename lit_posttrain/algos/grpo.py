@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lit_posttrain.algos.choices import Clipping, Ratio, check_choices, check_clip_range, check_not_negative
@@ -128,7 +129,7 @@ class GRPO(OnlineModule):
     def reward_shaping(self, rollout: Rollout) -> Tensor:
         """Give the soft overlong punishment, (B,); 0 where there is none."""
         if self.overlong_fraction is None:
-            return super().reward_shaping(rollout)
+            return torch.zeros_like(rollout.rewards)
         longest = self.sampling.max_new_tokens
         buffer = max(1, round(self.overlong_fraction * longest))
         lengths = rollout.completion_mask.sum(1)
@@ -141,7 +142,7 @@ class GRPO(OnlineModule):
     def learning_mask(self, rollout: Rollout) -> Tensor:
         """Tell which tokens have a gradient: all where KL or entropy have one of their own, (B, C)."""
         regularized = self.kl_coef > 0 or self.entropy_coef > 0
-        return rollout.loss_mask if regularized else super().learning_mask(rollout)
+        return rollout.loss_mask if regularized else rollout.loss_mask & (rollout.advantages != 0)
 
     def token_loss(self, inputs: TokenLossInputs) -> PolicyLoss:
         """Compute the policy-gradient term, the KL term and the entropy bonus of each token, (B, C)."""

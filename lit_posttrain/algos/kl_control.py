@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from lit_posttrain.algos.choices import check_positive
+from lit_posttrain.batching import Ranks
 from lit_posttrain.functional import adapted_kl_coef
 
 
@@ -17,19 +20,22 @@ class KLControl:
         kl_coef: to begin with.
         target: nats per sequence; None = the coefficient is fixed.
         horizon: sequences over which it adapts (`functional.adapted_kl_coef`).
+
+    Raises:
+        ValueError: if a number is out of its range.
     """
 
     def __init__(self, kl_coef: float, *, target: float | None, horizon: int) -> None:
+        check_positive(kl_target=target)
+        if horizon < 1:
+            raise ValueError(f"`kl_horizon` must be >= 1, got {horizon}: it counts sequences.")
+        if target is not None and kl_coef == 0:
+            raise ValueError("`kl_target` steers `kl_coef` by factors, which 0 stays whatever: begin with another.")
         self.kl_coef = kl_coef
         self._target = target
         self._horizon = horizon
         self._index = -1
         self._measured: tuple[float, int] | None = None
-
-    @property
-    def adapts(self) -> bool:
-        """Whether it needs to be told what was measured."""
-        return self._target is not None
 
     def begin(self, index: int) -> None:
         """Take the coefficient of the `index`-th rollout."""
@@ -41,14 +47,19 @@ class KLControl:
             self._measured = None
         self._index = index
 
-    def measure(self, kl: float, num_sequences: int) -> None:
-        """Remember the KL of the current rollout.
+    def measure(self, kl: Tensor, mask: Tensor, ranks: Ranks) -> None:
+        """Remember the KL of the current rollout, its mean over the sequences of all ranks; not where it is fixed.
 
         Args:
-            kl: mean over its sequences of all ranks of the sum over their tokens, nats.
-            num_sequences: how many there are.
+            kl: of each token, (B, C), nats.
+            mask: which tokens count, (B, C).
+            ranks: the processes that made the rollout.
         """
-        self._measured = (kl, num_sequences) if num_sequences > 0 else None
+        if self._target is None:
+            return
+        total = kl.masked_fill(~mask, 0).sum()
+        total, count = ranks.sum(torch.stack([total, mask.any(1).sum().to(total.dtype)])).tolist()
+        self._measured = (total / count, int(count)) if count > 0 else None
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, for a checkpoint."""
@@ -68,9 +79,13 @@ class RolloutBound:
 
     Args:
         target: the largest KL, in nats per token; None = there is no bound.
+
+    Raises:
+        ValueError: if it is not positive.
     """
 
     def __init__(self, target: float | None) -> None:
+        check_positive(target_kl=target)
         self._target = target
         self.is_over = False
 

@@ -14,18 +14,16 @@ from lit_posttrain.algos.choices import (
     check_choices,
     check_clip_range,
     check_not_negative,
-    check_positive,
     check_shares,
 )
 from lit_posttrain.algos.critic import POLICY, Critic, CriticStart
 from lit_posttrain.algos.kl_control import KLControl, RolloutBound
-from lit_posttrain.batching import MicroBatch, PlannedRollout, Rollout, in_batches
+from lit_posttrain.batching import MicroBatch, PlannedRollout, Rollout
 from lit_posttrain.functional import (
     KLEstimator,
     PolicyLoss,
     aggregate,
     clipped_policy_loss,
-    explained_variance,
     gae,
     kl_estimate,
     rewards_of_tokens,
@@ -141,16 +139,14 @@ class PPO(OnlineModule):
         self.save_hyperparameters({"critic": as_mapping(self.critic)})
         self.clip_low, self.clip_high, self.dual_clip = clip_low, clip_high, dual_clip
         self.kl_coef, self.kl_estimator = kl_coef, kl_estimator
-        self.discount, self.gae_lambda = discount, gae_lambda
+        self.discount, self.gae_lambda, self.entropy_coef = discount, gae_lambda, entropy_coef
         self.whiten_advantages, self.whiten_rewards = whiten_advantages, whiten_rewards
-        self.entropy_coef = entropy_coef
         self.missing_eos, self.missing_eos_penalty = missing_eos, missing_eos_penalty
         self.mask_truncated = missing_eos == "mask"
-        self._check(kl_target, kl_horizon, target_kl)
+        self._check()
         self.value_model: ValueNetwork | ValueHead | None = None
-        self.kl_control = KLControl(kl_coef, target=kl_target, horizon=kl_horizon)
-        self.rollout_bound = RolloutBound(target_kl)
-        self.states |= {"kl_control": self.kl_control, "rollout_bound": self.rollout_bound}
+        self.kl_control = self.states["kl_control"] = KLControl(kl_coef, target=kl_target, horizon=kl_horizon)
+        self.rollout_bound = self.states["rollout_bound"] = RolloutBound(target_kl)
 
     def default_optimizer(self) -> MakeOptimizer:
         """Give AdamW with lr 3e-6, betas 0.9 and 0.95, eps 1e-5, no weight decay."""
@@ -211,11 +207,7 @@ class PPO(OnlineModule):
         old, ref, kl = rollout.old_logprobs, rollout.ref_logprobs, None
         if old is not None and ref is not None:
             kl = kl_estimate(old, ref, estimator=self.kl_estimator)
-            if self.kl_control.adapts:
-                measured = kl_estimate(old, ref, estimator="k1").masked_fill(~rollout.loss_mask, 0).sum()
-                sequences = rollout.loss_mask.any(1).sum().to(measured.dtype)
-                total, count = self.ranks.sum(torch.stack([measured, sequences])).tolist()
-                self.kl_control.measure(total / max(count, 1), int(count))
+            self.kl_control.measure(kl_estimate(old, ref, estimator="k1"), rollout.loss_mask, self.ranks)
         earned = rewards_of_tokens(
             rewards, rollout.completion_mask, given=rollout.token_rewards, kl=kl, kl_coef=self.kl_control.kl_coef
         )
@@ -227,12 +219,7 @@ class PPO(OnlineModule):
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
         """Report how much of the returns the critic had foreseen, and the coefficient of the KL."""
-        assert rollout.values is not None
-        assert rollout.returns is not None
-        explained = explained_variance(
-            rollout.values, rollout.returns, rollout.loss_mask, sum_over_ranks=self.ranks.sum
-        )
-        metrics = {"value/explained_var": explained.float()}
+        metrics = {"value/explained_var": self.critic.explained_variance(rollout, self.ranks)}
         if self.reference is not None:
             metrics["policy/kl_coef"] = torch.tensor(self.kl_control.kl_coef)
         return metrics
@@ -242,15 +229,14 @@ class PPO(OnlineModule):
     def check_model(self) -> None:
         """Fail now, before data are read or weights loaded, where policy or critic cannot be found or do not fit."""
         super().check_model()
-        self.critic.check(lambda: self.tokenizer)
+        self.critic.check(self.source)
 
     def build_networks(self) -> None:
         """Load policy, reference and critic."""
         super().build_networks()
         if self.value_model is None:
             assert self.policy is not None
-            self.critic.check(lambda: self.tokenizer)
-            self.value_model = self.critic.build(self.policy, lambda: self.source.merged(self.language_model)).train()
+            self.value_model = self.critic.build(self.policy, self.source).train()
 
     def trained_networks(self) -> list[nn.Module]:
         """List policy and critic."""
@@ -262,23 +248,17 @@ class PPO(OnlineModule):
 
         Their gradients are clipped apart: the size of the critic's errors says nothing about how far the policy may go.
         """
-        assert self.policy is not None
         assert self.value_model is not None
         return [
-            {"params": [p for p in self.policy.parameters() if p.requires_grad], "name": "policy"},
+            {"params": [p for p in self.main_network.parameters() if p.requires_grad], "name": "policy"},
             {"params": list(self.value_model.parameters()), "lr": self.critic.lr, "name": "value"},
         ]
 
     def token_statistics(self, batch: Rollout) -> TokenStatistics:
         """Compute log-probs and entropies of a batch's completions, and values where there is a gradient, (B, C)."""
         if isinstance(self.value_model, ValueHead):  # it travels through the policy's forward, the root that is sharded
-            assert self.policy is not None
-            return self.policy(
-                batch,
-                temperature=self.sampling.temperature,
-                entropy_gradient=self.entropy_coef > 0,
-                value_head=self.value_model,
-            )
+            drawn = {"temperature": self.sampling.temperature, "entropy_gradient": self.entropy_coef > 0}
+            return self.main_network(batch, **drawn, value_head=self.value_model)
         statistics = super().token_statistics(batch)
         return statistics._replace(values=self._values(batch)) if torch.is_grad_enabled() else statistics
 
@@ -291,18 +271,14 @@ class PPO(OnlineModule):
     def add_logprobs(self, rollout: Rollout) -> None:
         """Fill in also what the critic expects of the rollout before it learns from it."""
         super().add_logprobs(rollout)
-        with self.inference(*self.trained_networks()):
-            rollout.values = in_batches(rollout, self._values, batch_size=self.rows_at_once(rollout))
+        rollout.values = self.infer(rollout, self._values, *self.trained_networks())
 
     def on_fit_start(self) -> None:
         """Say so where the policy will not learn at all."""
         super().on_fit_start()
         if 0 < self.trainer.max_steps <= self.critic.warmup_steps:
-            log.warning(
-                "the critic warms up in all %s steps (`warmup_steps` = %s): the policy stays as it is",
-                self.trainer.max_steps,
-                self.critic.warmup_steps,
-            )
+            steps = self.trainer.max_steps, self.critic.warmup_steps
+            log.warning("the critic warms up in all %s steps (`warmup_steps` = %s): the policy stays as it is", *steps)
 
     # The loss, and steps.
 
@@ -319,10 +295,7 @@ class PPO(OnlineModule):
         """Compute the loss of policy and critic, (); of the critic alone while it warms up."""
         rollout, inputs = batch.rollout, self.loss_inputs(batch.rollout)
         policy_loss = self.policy_loss(inputs, batch)
-        assert inputs.values is not None
-        assert rollout.returns is not None
-        assert rollout.values is not None
-        losses, clipped = self.critic.loss(inputs.values, rollout.returns, rollout.values)
+        losses, clipped = self.critic.loss(inputs.values, rollout)
         self.statistics.add("value_loss", losses, inputs.mask)
         self.statistics.add("value_clipped", clipped, inputs.mask)
         value_loss = aggregate(losses, inputs.mask, self.aggregation, normalizer=batch.normalizer)
@@ -355,14 +328,9 @@ class PPO(OnlineModule):
                 for parameter in group["params"]:
                     parameter.grad = None  # which AdamW passes over; a zero it would not
 
-    def _check(self, kl_target: float | None, kl_horizon: int, target_kl: float | None) -> None:
+    def _check(self) -> None:
         check_choices(missing_eos=self.missing_eos, kl_estimator=self.kl_estimator)
         check_clip_range(self.clip_low, self.clip_high, dual_clip=self.dual_clip)
-        check_positive(kl_target=kl_target, target_kl=target_kl)
         for name in ("kl_coef", "entropy_coef", "missing_eos_penalty"):
             check_not_negative(**{name: getattr(self, name)})
         check_shares(discount=self.discount, gae_lambda=self.gae_lambda)
-        if kl_horizon < 1:
-            raise ValueError(f"`kl_horizon` must be >= 1, got {kl_horizon}: it counts sequences.")
-        if kl_target is not None and self.kl_coef == 0:
-            raise ValueError("`kl_target` steers `kl_coef` by factors, which 0 stays whatever: begin with another.")

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from lit_posttrain.algos.choices import ScoreNormalization, check_choices, check_not_negative
 from lit_posttrain.batching import PreferenceBatch, StepPart
-from lit_posttrain.data.step_loader import StepLoader
+from lit_posttrain.data.loaders import StepLoader
 from lit_posttrain.functional import bradley_terry_loss, calibration_error, correlation, pair_accuracy
 from lit_posttrain.models.export import export_folder
 from lit_posttrain.models.networks.policy import evaluation_mode

@@ -15,11 +15,12 @@ from typing import NoReturn
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lit_posttrain.app.errors import SET_HERE, USER_ERRORS, leave
-from lit_posttrain.app.hints import check_additions, check_replaced, explain_composition_error
+from lit_posttrain.app.errors import SET_HERE, USER_ERRORS, leave, name_options
+from lit_posttrain.app.folder.claim import folder_of_job, release_folders
 from lit_posttrain.app.lifeline import (
     HELD,
     TERMINATED,
@@ -29,19 +30,21 @@ from lit_posttrain.app.lifeline import (
     ended_at_once,
     say_end,
 )
-from lit_posttrain.app.other_words import check_flags
-from lit_posttrain.app.run_folder import folder_of_job, release_folders
-from lit_posttrain.app.stage_options import gather_stage_options, quote
+from lit_posttrain.app.options.hints import applied_recipe, check_flags, check_given, explain_composition_error
+from lit_posttrain.app.options.overrides import quote
+from lit_posttrain.app.pipeline.plan import gather_stage_options
+
+log = logging.getLogger(__name__)
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lit_posttrain.conf", config_name="train")
 def _train(cfg: DictConfig) -> float | None:
     try:
         config = HydraConfig.get()
-        check_additions(list(config.overrides.task), list(config.runtime.choices))
-        check_replaced(list(config.overrides.task), cfg, str(config.job.config_name))
+        if config.mode is RunMode.MULTIRUN:  # a single run is looked at before its folder is made
+            check_given(config, cfg)
         if cfg.get("pipeline") is not None:
-            from lit_posttrain.app.pipeline import run_pipeline
+            from lit_posttrain.app.pipeline.run import run_pipeline
 
             run_pipeline(cfg)
             return None
@@ -51,9 +54,12 @@ def _train(cfg: DictConfig) -> float | None:
 
         logging.getLogger("lightning").handlers.clear()  # Hydra's root logger prints what Lightning has to say
         speak_for_all_ranks()
+        if recipe := applied_recipe(config.runtime.choices.get("recipe")):
+            log.info(recipe)
         with folder_of_job(cfg):
             return run(cfg)
     except Exception as error:
+        name_options(error, cfg)
         _keep_traceback(error)
         raise
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -62,7 +68,7 @@ def _train(cfg: DictConfig) -> float | None:
 
 
 def command() -> None:
-    """The process of the command line: `main`, and it ends when it has to, whatever it is doing."""
+    """Run `main` in a process of its own, which ends when it has to, whatever it is doing."""
     end_soon_after_sigterm()
     end_with_the_pipeline()
     if os.environ.get("LOCAL_RANK", "0") != "0":
@@ -101,7 +107,7 @@ def main() -> None:
 
 
 def _quoted_folder(arguments: list[str]) -> list[str]:
-    """What Lightning launches a process with; the quotes that it puts around the folder do not fit one in its name."""
+    """Mend the quotes that Lightning puts around a folder in the arguments of a process that it launches."""
     own = [re.fullmatch(r'hydra\.run\.dir="(.*)"', argument, flags=re.DOTALL) for argument in arguments[-3:]]
     mended = [f"hydra.run.dir={quote(match.group(1))}" if match else None for match in own]
     return [*arguments[:-3], *(new or old for new, old in zip(mended, arguments[-3:], strict=True))]
@@ -128,7 +134,7 @@ def _end(stop: KeyboardInterrupt | SystemExit) -> NoReturn:
 
 
 def _keep_traceback(error: Exception) -> None:
-    """Write it to the log of the run, and note in the error where that is."""
+    """Write the traceback of an error to the log of the run, and note in the error where that is."""
     config = HydraConfig.get()
     path = Path(config.runtime.output_dir) / f"{config.job.name}.log"
     with suppress(OSError):  # its disk may be what is wrong
@@ -138,7 +144,7 @@ def _keep_traceback(error: Exception) -> None:
 
 
 def _way_on() -> str:
-    """How to go on with a run that was stopped."""
+    """Return the words that say how to go on with a run that was stopped."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     if HELD in os.environ:
         where = shlex.quote(f"hydra.run.dir={quote(str(folder.parent))}")
@@ -151,7 +157,7 @@ def _way_on() -> str:
 
 
 def _program() -> str:
-    """What was typed before the options."""
+    """Return what was typed before the options."""
     path = Path(sys.argv[0])
     if path.name == "__main__.py":
         return "python -m lit_posttrain"

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.errors import HydraException
@@ -11,9 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.text import Text
 
-from lit_posttrain.app.checks import check_arguments
-from lit_posttrain.app.errors import USER_ERRORS, told
-from lit_posttrain.app.hints import check_additions, explain_composition_error
+from lit_posttrain.app.errors import USER_ERRORS, name_options, told
+from lit_posttrain.app.options.checks import check_arguments
+from lit_posttrain.app.options.hints import check_additions, explain_composition_error
 
 # What Hydra fills in when it runs a job; nothing is run here.
 NO_JOB = ["run_dir=.", "names.algo=none", "names.model=none", "names.data=none"]
@@ -31,7 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
         with initialize_config_module("lit_posttrain.conf", version_base="1.3"):
             cfg = compose("train", [*NO_JOB, *given.overrides])
         check_additions(given.overrides, list(cfg))
-        show(cfg, rows=given.rows, console=Console(soft_wrap=True))
+        try:
+            show(cfg, rows=given.rows, console=Console(soft_wrap=True))
+        except USER_ERRORS as error:
+            name_options(error, cfg)
+            raise
     except (HydraException, OmegaConfBaseException) as error:
         message = explain_composition_error(str(error), given.overrides) if error.__cause__ is None else None
         print(f"error: {told(error, message)}", file=sys.stderr)  # noqa: T201
@@ -53,15 +58,16 @@ def show(cfg: DictConfig, *, rows: int, console: Console) -> None:
         if missing:
             raise ValueError(f"`{missing[0]}` must be given: add `{missing[0]}=...` to the command line.")
         check_arguments(cfg[group], group)
+    from lit_posttrain.app.run import make_data
     from lit_posttrain.data import PromptDataModule
 
-    data = instantiate(cfg.data, _convert_="all")
+    data: Any = make_data(cfg)
     tokenizer = instantiate(cfg.model, _convert_="all").load_tokenizer()
     data.setup("fit")
+    data.encode(tokenizer)
     if isinstance(data, PromptDataModule):
         _show_prompts(data, tokenizer, rows=rows, console=console)
         return
-    data.encode(tokenizer)
     tokenizer = data.tokenizer
     for split in ("train", "validation"):
         sources = data.encoded(split)
@@ -71,7 +77,7 @@ def show(cfg: DictConfig, *, rows: int, console: Console) -> None:
         for index, example in enumerate(examples[:rows]):
             for name, row in _sequences(example):
                 console.print(Text(f"\n{data.where(split, index)} {name}".rstrip(), style="bold"))
-                console.print(_coloured(row, tokenizer, marks=not console.is_terminal))
+                console.print(_colored(row, tokenizer, marks=not console.is_terminal))
                 console.print(
                     Text(
                         f"{len(row.prompt_ids)} tokens of prompt, {sum(row.loss_mask)} of {len(row.completion_ids)} "
@@ -83,7 +89,7 @@ def show(cfg: DictConfig, *, rows: int, console: Console) -> None:
 
 
 def _show_prompts(data, tokenizer, *, rows: int, console: Console) -> None:  # type: ignore[no-untyped-def]
-    from lit_posttrain.data.chat import encode_prompt
+    from lit_posttrain.data.formats.chat import encode_prompt
 
     for split, found in (("train", data.train_rows), ("validation", data.val_rows)):
         console.print(Text(f"{split}: {len(found)} prompts", style="bold"))
@@ -106,7 +112,7 @@ def _sequences(example):  # type: ignore[no-untyped-def]
     return [("", example)]
 
 
-def _coloured(row, tokenizer, *, marks: bool) -> Text:  # type: ignore[no-untyped-def]
+def _colored(row, tokenizer, *, marks: bool) -> Text:  # type: ignore[no-untyped-def]
     """The text of a row, token by token; where there are no colours, supervised tokens stand between « and »."""
     ids = [*row.prompt_ids, *row.completion_ids]
     styles = [PROMPT] * len(row.prompt_ids)

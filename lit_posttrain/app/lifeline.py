@@ -45,7 +45,7 @@ def end_soon_after_sigterm() -> None:
 
 @contextmanager
 def ended_at_once(way_on: str) -> Iterator[None]:
-    """Within, a signal ends the process where it is: C code that imports loses the exception of another handler.
+    """Let a signal end the process at once inside, where C code that imports would lose a handler's exception.
 
     Args:
         way_on: what is said behind "terminated" or "interrupted".
@@ -67,7 +67,7 @@ def ended_at_once(way_on: str) -> Iterator[None]:
 
 
 def say_end(number: int, way_on: str) -> None:
-    """One sentence, by the first process, on being ended by this signal and on how to go on."""
+    """Say in one sentence, on the first process, which signal ended the run and how to go on."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         word = "interrupted" if number == signal.SIGINT else "terminated"
         print(f"\n{word}{way_on}", file=sys.stderr, flush=True)  # noqa: T201

@@ -15,20 +15,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 
-from lit_posttrain.app.changed_options import changed_options
-from lit_posttrain.app.checks import check_config
-from lit_posttrain.app.config_file import ConfigFile
-from lit_posttrain.app.end_together import EndTogether
-from lit_posttrain.app.loggers import make_loggers
-from lit_posttrain.app.run_files import is_of_run
+from lit_posttrain.app.callbacks import ConfigFile, EndTogether, MonitoredMetric
+from lit_posttrain.app.folder.files import is_of_run
+from lit_posttrain.app.loggers import log_summary, make_loggers, own_wandb_run
+from lit_posttrain.app.options.changed import changed_options
+from lit_posttrain.app.options.checks import check_config
 from lit_posttrain.app.summary import describe_run
-from lit_posttrain.app.wandb_runs import log_summary, own_wandb_run
-from lit_posttrain.app.watched_metric import WatchedMetric
 from lit_posttrain.batching import in_prompt_order
 from lit_posttrain.callbacks.metrics_csv import MetricsCSV
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
 from lit_posttrain.callbacks.run_clock import RunClock
 from lit_posttrain.callbacks.step_row import StepRow
+from lit_posttrain.data import PreferenceDataModule, PromptDataModule
 from lit_posttrain.files import checkpoints
 from lit_posttrain.files.checkpoints import DamagedCheckpointError
 from lit_posttrain.files.whole import whole_file, write_json
@@ -44,7 +42,7 @@ def run(cfg: DictConfig) -> float | None:
     """Do what the configuration says.
 
     Returns:
-        The best value of the watched metric, for a sweeper; None where there is none.
+        The best value of the monitored metric, for a sweeper; None where there is none.
     """
     check_config(cfg)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -53,7 +51,7 @@ def run(cfg: DictConfig) -> float | None:
     module, datamodule = prepare(cfg)
 
     folder = Path(cfg.run_dir)
-    history = MetricsHistory(cfg.watch.metric, cfg.watch.mode)
+    history = MetricsHistory(cfg.monitor.metric, cfg.monitor.mode)
     trainer = make_trainer(cfg, history)
     if cfg.mode == "validate":
         trainer.validate(module, datamodule=datamodule, ckpt_path=cfg.ckpt_path, weights_only=True, verbose=False)
@@ -76,7 +74,7 @@ def run(cfg: DictConfig) -> float | None:
             # so that `last` is of the last weights
             trainer.validate(module, datamodule=datamodule, weights_only=True, verbose=False)
         finish(cfg, trainer, module, history)
-    return history.metrics.get(cfg.watch.metric, {}).get("best")
+    return history.metrics.get(cfg.monitor.metric, {}).get("best")
 
 
 def prepare(cfg: DictConfig) -> tuple[PostTrainingModule, LightningDataModule]:
@@ -89,16 +87,24 @@ def prepare(cfg: DictConfig) -> tuple[PostTrainingModule, LightningDataModule]:
         changed = changed_options(cfg.ckpt_path, cfg) if cfg.mode == "fit" else []
         if changed:
             log.warning("going on with other options than the run began with:\n  %s", "\n  ".join(changed))
-    datamodule: LightningDataModule = instantiate(cfg.data, _convert_="all")
+    datamodule = make_data(cfg)
     datamodule.setup("fit")
+    if isinstance(datamodule, PromptDataModule):
+        datamodule.encode(module.tokenizer)
     return module, datamodule
+
+
+def make_data(cfg: DictConfig) -> LightningDataModule:
+    """The data of a configuration, preferences in the view that it asks for."""
+    datamodule: LightningDataModule = instantiate(cfg.data, _convert_="all")
+    return datamodule.viewed() if isinstance(datamodule, PreferenceDataModule) else datamodule
 
 
 def make_trainer(cfg: DictConfig, history: MetricsHistory) -> Trainer:
     """The Trainer of the configuration, with its callbacks and loggers; steps become batches here."""
-    callbacks: list[Callback] = [history, WatchedMetric("watch.metric", cfg.watch.metric)]
+    callbacks: list[Callback] = [history, MonitoredMetric("monitor.metric", cfg.monitor.metric)]
     if cfg.gate is not None:
-        callbacks.append(WatchedMetric("gate", cfg.gate))
+        callbacks.append(MonitoredMetric("gate", cfg.gate))
     resumes = cfg.mode == "fit" and cfg.ckpt_path is not None
     in_its_folder = resumes and is_of_run(cfg.ckpt_path, Path(cfg.run_dir))
     callbacks += [ConfigFile(cfg, resumes=in_its_folder), EndTogether(), RunClock()]
@@ -156,14 +162,14 @@ def predict(trainer: Trainer, module: PostTrainingModule, datamodule: LightningD
 
 
 def finish(cfg: DictConfig, trainer: Trainer, module: PostTrainingModule, history: MetricsHistory) -> None:
-    """Write `export/` with the last weights, `export_best/` with those best by the watched metric, `summary.json`.
+    """Write `export/` with the last weights, `export_best/` with those best by the monitored metric, `summary.json`.
 
     All processes take part, since each may hold a part of the weights only.
     """
     folder = Path(cfg.run_dir)
     summary = describe_run(cfg, trainer, module, history)
     module.save_pretrained(folder / "export")
-    best = best_checkpoint(trainer, cfg.watch.metric, last=history.metrics.get(cfg.watch.metric, {}).get("last"))
+    best = best_checkpoint(trainer, cfg.monitor.metric, last=history.metrics.get(cfg.monitor.metric, {}).get("last"))
     lost = export_best(module, best, folder / "export_best")
     if not trainer.is_global_zero:
         return
@@ -196,7 +202,7 @@ def best_checkpoint(trainer: Trainer, metric: str, *, last: float | None) -> str
     """The checkpoint whose weights are better than the last ones, None where the last are the best.
 
     Args:
-        trainer: after a fit; one of its checkpoint callbacks may watch the metric.
+        trainer: after a fit; one of its checkpoint callbacks may monitor the metric.
         metric: the name of the metric.
         last: its value at the end, which may have been measured after the last checkpoint.
     """

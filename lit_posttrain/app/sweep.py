@@ -87,7 +87,7 @@ def _describe(config: DictConfig, job_return: JobReturn) -> Job:
     except Exception as raised:
         error = told(raised)
     folder = Path(config.hydra.runtime.output_dir)
-    metric = OmegaConf.select(config, "watch.metric")
+    metric = OmegaConf.select(config, "monitor.metric")
     result = {} if error is not None else _result(folder, OmegaConf.select(config, "mode"), metric)
     overrides = dict(override.lstrip("+~").partition("=")[::2] for override in job_return.overrides or [])
     return Job(config.hydra.job.num, str(folder), overrides, metric, error=error, **result)

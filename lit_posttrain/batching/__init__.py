@@ -17,7 +17,8 @@ from lit_posttrain.batching.supervised import (
     UnpairedBatch,
     with_mismatches,
 )
-from lit_posttrain.batching.tokens import MicroBatch, Rollout, TokenBatch, TrainingBatch, lengths_to_mask, pad_left
+from lit_posttrain.batching.tokens import MicroBatch, Rollout, TokenBatch, TrainingBatch
+from lit_posttrain.functional import lengths_to_mask, pad_left
 from lit_posttrain.functional.random import stable_hash
 
 __all__ = [

@@ -179,10 +179,6 @@ class PassLoader(ABC):
         self._place = self._current_place()
         return self._place
 
-    def _moved(self, position: int) -> None:
-        assert self._place is not None
-        self._place = replace(self._place, position=position)
-
     def _of_all_ranks(self, value: Any) -> list[Any]:
         if self._trainer.world_size == 1:
             return [value]

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lit_posttrain.functional import whiten
-from lit_posttrain.functional.accumulation import moved
+from lit_posttrain.functional.random import accumulation_dtype
 
 
 class Ranks:
@@ -24,14 +24,10 @@ class Ranks:
         self._module = module
 
     @property
-    def number(self) -> int:
-        """How many there are."""
-        return 1 if self._module._trainer is None else self._module.trainer.world_size
-
-    @property
-    def own(self) -> int:
-        """Which of them this one is, from 0."""
-        return 0 if self._module._trainer is None else self._module.trainer.global_rank
+    def place(self) -> tuple[int, int]:
+        """Which of the processes this one is, from 0, and how many there are."""
+        alone = self._module._trainer is None
+        return (0, 1) if alone else (self._module.trainer.global_rank, self._module.trainer.world_size)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Add up a tensor of any shape, on the module's device."""
@@ -43,12 +39,12 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Find out whether something holds on one of them."""
-        return flag if self.number == 1 else self._module.trainer.strategy.reduce_boolean_decision(flag, all=False)
+        return flag if self.place == (0, 1) else self._module.trainer.strategy.reduce_boolean_decision(flag, all=False)
 
     def gather(self, thing: Any) -> list[Any]:
         """Collect a picklable thing of each, on all of them."""
-        gathered: list[Any] = [thing] * self.number
-        if self.number > 1:
+        gathered: list[Any] = [thing] * self.place[1]
+        if len(gathered) > 1:
             dist.all_gather_object(gathered, thing)
         return gathered
 
@@ -63,8 +59,11 @@ class Ranks:
         return whiten(values, mask, shift_mean=shift_mean, sum_over_ranks=self.sum, max_over_ranks=self.max)
 
     def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
-        tensor = moved(tensor, self._module.device)
-        return tensor if self.number == 1 else self._module.trainer.strategy.reduce(tensor, reduce_op=operation)
+        device = self._module.device
+        if tensor.dtype == torch.float64:  # not every device has such numbers
+            tensor = tensor.to(accumulation_dtype(device))
+        tensor = tensor.to(device)
+        return tensor if self.place == (0, 1) else self._module.trainer.strategy.reduce(tensor, reduce_op=operation)
 
 
 class StepStatistics:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lit_posttrain.batching.packing import pack_numbers
-from lit_posttrain.batching.tokens import TrainingBatch, pad_left, pad_right
+from lit_posttrain.batching.tokens import TrainingBatch
+from lit_posttrain.functional import pad_left, pad_right
 
 
 @dataclass(frozen=True)
@@ -100,18 +101,7 @@ def with_mismatches(rows: Sequence[JudgedRow], *, max_length: int | None) -> lis
 
 @dataclass(kw_only=True, eq=False)
 class SupervisedBatch(TrainingBatch):
-    """Sequences of which some completion tokens are supervised.
-
-    Args:
-        prompt_ids: (B, P), left-padded.
-        prompt_mask: (B, P).
-        completion_ids: (B, C), right-padded.
-        completion_mask: (B, C).
-        loss_mask: (B, C), True on supervised tokens; a subset of `completion_mask`.
-        pack_ids: (B,), rows with the same number go through the model in one sequence; None = each by itself.
-    """
-
-    pack_ids: Tensor | None = None
+    """Sequences of which some completion tokens are supervised: `loss_mask` is True on these."""
 
     @classmethod
     def collate(cls, rows: Sequence[EncodedRow], *, pad_id: int, pack_ids: Sequence[int] | None = None) -> Self:

@@ -14,25 +14,6 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def pad_left(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor, padded on the left, and its mask, both (B, P)."""
-    ids, mask = pad_right([row[::-1] for row in rows], pad_id=pad_id)
-    return ids.flip(1), mask.flip(1)
-
-
-def pad_right(rows: Sequence[Sequence[int]], *, pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of token ids as one tensor, padded on the right, and its mask, both (B, C)."""
-    lengths = torch.tensor([len(row) for row in rows])
-    width = max(1, int(lengths.max()))
-    ids = torch.tensor([list(row) + [pad_id] * (width - len(row)) for row in rows])
-    return ids, lengths_to_mask(lengths, width)
-
-
-def lengths_to_mask(lengths: Tensor, width: int) -> Tensor:
-    """True at the first `lengths[i]` positions of row i: (B,) to (B, width)."""
-    return torch.arange(width, device=lengths.device) < lengths[:, None]
-
-
 @dataclass(kw_only=True, eq=False)
 class TokenBatch:
     """Prompts and completions of B sequences.
@@ -42,17 +23,14 @@ class TokenBatch:
         prompt_mask: (B, P), True on real tokens.
         completion_ids: (B, C), right-padded.
         completion_mask: (B, C), True on sampled tokens, the EOS included.
+        pack_ids: (B,), rows with the same number go through the model in one sequence; None = each by itself.
     """
 
     prompt_ids: Tensor
     prompt_mask: Tensor
     completion_ids: Tensor
     completion_mask: Tensor
-
-    @property
-    def pack_ids(self) -> Tensor | None:
-        """Rows with the same number share a sequence of the model's input, (B,); None = each has its own."""
-        return None
+    pack_ids: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompt_ids)

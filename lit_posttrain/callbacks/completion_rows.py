@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from lit_posttrain.rollout.records import RolloutRecord
+from lit_posttrain.rollout.metrics import RolloutRecord
 
 
 def completion_rows(record: RolloutRecord, which: Iterable[int] | None = None) -> list[dict[str, Any]]:
@@ -39,5 +39,5 @@ def completion_rows(record: RolloutRecord, which: Iterable[int] | None = None) -
 
 
 def _or_none(value: float) -> float | None:
-    """JSON has no NaN; a reward that a function did not give is null."""
+    """Return None for a reward that a function did not give, since JSON has no NaN."""
     return None if math.isnan(value) else value

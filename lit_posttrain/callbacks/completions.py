@@ -11,7 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 from lit_posttrain.callbacks.completion_rows import completion_rows
 from lit_posttrain.callbacks.records import RecordsRollouts
 from lit_posttrain.files.whole import append_lines
-from lit_posttrain.rollout.records import RolloutRecord
+from lit_posttrain.rollout.metrics import RolloutRecord
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class CompletionsFile(Callback):
         return {"bytes": self.path.stat().st_size if self.path.is_file() else 0, "rollout": self._written}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on behind what the checkpoint knows of."""
+        """Go on behind the completions that the checkpoint knows of."""
         self._resume_at = state_dict["bytes"]
         self._written = state_dict["rollout"]
 

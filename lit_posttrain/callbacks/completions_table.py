@@ -96,13 +96,13 @@ class CompletionsTable(Callback):
         return {"columns": self._columns, "rows": self._kept, "rollout": self._seen}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on behind what the checkpoint knows of."""
+        """Go on behind the rows that the checkpoint knows of."""
         self._columns, self._kept, self._seen = state_dict["columns"], state_dict["rows"], state_dict["rollout"]
         self._loaded = True
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """One value in a column: the functions' rewards side by side, chat messages as JSON."""
+    """Flatten a row to one value in a column: rewards side by side, chat messages as JSON."""
     flat: dict[str, Any] = {}
     for name, value in row.items():
         if name == "rewards":

@@ -35,12 +35,12 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """The kind of logger."""
+        """Return the kind of this logger."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """There is one table in a run."""
+        """Return an empty version, since a run has one table."""
         return ""
 
     @property
@@ -50,7 +50,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's config.yaml has them."""
+        """Leave hyperparameters out, since the run's config.yaml has them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -67,7 +67,7 @@ class MetricsCSV(Logger):
             self._rows = {row: values for row, values in _read(self.path).items() if row <= step}
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """What a checkpoint has seen is in the table."""
+        """Write the table, so that it has all that a checkpoint has seen."""
         self.flush()
 
     @rank_zero_only
@@ -91,7 +91,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Write what is left."""
+        """Write the rows that are left when the run ends."""
         self.flush()
 
 

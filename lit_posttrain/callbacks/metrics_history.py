@@ -26,23 +26,23 @@ class MetricsHistory(Callback):
         self.last_validation_step: int | None = None
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The scores before training."""
+        """Remember the scores before training."""
         self._take(trainer, validation=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The scores of a validation."""
+        """Remember the scores of a validation."""
         if not trainer.sanity_checking:
             self._take(trainer, validation=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """The metrics of an optimiser step."""
+        """Remember the metrics of an optimiser step."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._take(trainer, validation=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Return the values as plain numbers."""
         return {"metrics": self.metrics, "last_validation_step": self.last_validation_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -37,11 +37,11 @@ class Progress(Callback):
         return self._train_s + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock of training."""
         self._since = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it."""
+        """Stop the clock of training."""
         self._train_s, self._since = self.train_s, None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -62,7 +62,7 @@ class Progress(Callback):
         self._since = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log both, and go on."""
+        """Log tokens and seconds, and start the clock again."""
         fits = trainer.state.fn is TrainerFn.FITTING
         if not fits and self._tokens == 0:
             return  # a validation of its own
@@ -73,11 +73,11 @@ class Progress(Callback):
             self._since = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Return tokens and seconds as plain numbers."""
         return {"tokens": self.tokens, "rollout": self._rollout, "train_s": self.train_s}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with those of the run that is resumed."""
+        """Go on with the tokens and seconds of the run that is resumed."""
         self._tokens, self._rollout = state_dict["tokens"], state_dict["rollout"]
         self._train_s = state_dict["train_s"]
 

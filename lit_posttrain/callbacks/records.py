@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from lit_posttrain.rollout.records import RolloutRecord
+    from lit_posttrain.rollout.metrics import RolloutRecord
 
 
 @runtime_checkable

@@ -18,13 +18,13 @@ class RunClock(Callback):
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """Return the seconds of the run so far."""
         return self._before_s + time.monotonic() - self._since
 
     def state_dict(self) -> dict[str, Any]:
-        """A plain number."""
+        """Return the seconds as a plain number."""
         return {"seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with that of the run that is resumed."""
+        """Go on with the seconds of the run that is resumed."""
         self._before_s = state_dict["seconds"]

@@ -16,7 +16,7 @@ class StepProgressBar(TQDMProgressBar):
     """
 
     def init_train_tqdm(self) -> Tqdm:
-        """A bar from the steps that are done to those that will be."""
+        """Make a bar from the steps that are done to those that will be."""
         total = self.trainer.estimated_stepping_batches
         bar = super().init_train_tqdm()
         bar.initial = bar.n = self.trainer.global_step
@@ -25,12 +25,12 @@ class StepProgressBar(TQDMProgressBar):
         return bar
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """The bar goes on."""
+        """Keep the bar of the run when an epoch begins."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on when a step is done."""
+        """Move the bar on when an optimiser step is done."""
         bar = self.train_progress_bar
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and not bar.disable:
             bar.n = trainer.global_step

@@ -19,7 +19,7 @@ class StepRow(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write the row, as Lightning is about to do."""
+        """Write the row of a step, as Lightning is about to do."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         tables = [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
@@ -31,7 +31,7 @@ class StepRow(Callback):
             table.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The table is on the disk before the checkpoint is."""
+        """Write the table to the disk before the checkpoint."""
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
                 logger.flush()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lit_posttrain.data.columns import ChatShape
-from lit_posttrain.data.encoded_rows import LeavingOut
-from lit_posttrain.data.instruct_format import InstructFormat
+from lit_posttrain.data.formats.instruction import InstructFormat
+from lit_posttrain.data.formats.templates import ChatShape, Value
+from lit_posttrain.data.loaders import Batching
 from lit_posttrain.data.prompts import PromptDataModule
-from lit_posttrain.data.row_sources import RowSources
-from lit_posttrain.data.rows import Source
-from lit_posttrain.data.source_list import SourceList, Sources, split_sources
+from lit_posttrain.data.row_engine import RowEngine
+from lit_posttrain.data.sources.row_sources import HeldOut, Paths, RowSources
+from lit_posttrain.data.sources.rows import Source
 from lit_posttrain.data.supervised import SupervisedDataModule
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ class InstructDataModule(SupervisedDataModule):
             or a function that makes the rows of a split ("train" or "validation"); or a list of paths and functions.
         val_path: another source for validation. At most one of `val_path`, `val_fraction` and `val_split`.
         val_fraction: the fraction of each source's training rows to hold out for validation, from 0 to below 1.
-        val_size: how many rows to validate on, see `PromptDataModule`; with several sources only with `val_path`.
+        val_size: how many rows to validate on: drawn from the validation rows where there are some (by `val_path`,
+            `val_split` or a function), else held out from the training rows; with several sources only with `val_path`.
+            None takes all there are; 0 none.
         split: the training split of a data set on the Hub.
         val_split: its validation split.
         subset: its configuration, such as "main".
@@ -41,7 +43,7 @@ class InstructDataModule(SupervisedDataModule):
         text_column: holds plain text.
         prompt_template: makes the prompt out of the columns, as "Question: {question}\nAnswer:"; of several a row takes
             the first of which no column is empty.
-        completion_template: makes the completion, as " {answer}" where the prompt ends without a space.
+        completion_template: makes the completion, as " {answer}" where the prompt ends without a space; or several.
         system_prompt: put before the messages of a chat.
         chat: make a prompt that is text the user's message of a chat, and its completion the assistant's.
         max_length: tokens of prompt and completion that a row may have; longer rows are left out and counted. None
@@ -67,7 +69,7 @@ class InstructDataModule(SupervisedDataModule):
 
     def __init__(
         self,
-        path: Sources,
+        path: Paths,
         *,
         val_path: Source | None = None,
         val_fraction: float = 0.0,
@@ -82,7 +84,7 @@ class InstructDataModule(SupervisedDataModule):
         messages_column: str = "messages",
         text_column: str = "text",
         prompt_template: str | Sequence[str] | None = None,
-        completion_template: str | None = None,
+        completion_template: str | Sequence[str] | None = None,
         system_prompt: str | None = None,
         chat: bool = False,
         max_length: int | None = None,
@@ -98,37 +100,14 @@ class InstructDataModule(SupervisedDataModule):
         val_prompts: PromptDataModule | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        options = RowSources(
-            path=split_sources(path)[0],
-            val_path=val_path,
-            val_fraction=val_fraction,
-            val_size=val_size,
-            split=split,
-            val_split=val_split,
-            subset=subset,
-            seed=seed,
+        held_out = HeldOut(path=val_path, split=val_split, fraction=val_fraction, size=val_size)
+        sources = RowSources(path, weights=weights, split=split, subset=subset, seed=seed, held_out=held_out)
+        prompt = Value("prompt", prompt_column, prompt_template)
+        completion = Value("completion", completion_column, completion_template)
+        shape = ChatShape(chat=chat, system_prompt=system_prompt)
+        columns = InstructFormat(
+            format=format, prompt=prompt, completion=completion, messages=messages_column, text=text_column, shape=shape
         )
-        super().__init__(
-            SourceList.of(options, path, weights),
-            InstructFormat(
-                format=format,
-                prompt_column=prompt_column,
-                completion_column=completion_column,
-                messages_column=messages_column,
-                text_column=text_column,
-                prompt_template=prompt_template,
-                completion_template=completion_template,
-                shape=ChatShape(chat=chat, system_prompt=system_prompt),
-            ),
-            tokenizer=tokenizer,
-            max_length=max_length,
-            rewritten_turns=rewritten_turns,
-            leaving_out=LeavingOut(max_dropped=max_dropped, drop_invalid=drop_invalid),
-            batch_size=batch_size,
-            val_batch_size=val_batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            num_workers=num_workers,
-            val_prompts=val_prompts,
-            packing=packing,
-        )
+        engine = RowEngine(tokenizer, max_length, max_dropped, drop_invalid, rewritten_turns, num_workers)
+        batching = Batching(batch_size, val_batch_size, packing=packing, shuffle=shuffle, seed=seed)
+        super().__init__(sources, columns, engine, batching, val_prompts=val_prompts)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
 
-from lit_posttrain.data.prompt_format import PromptFormat
-from lit_posttrain.data.prompt_loader import PromptLoader
-from lit_posttrain.data.row_sources import RowFunction, RowSources
-from lit_posttrain.data.rows import Rows, Source
+from lit_posttrain.data.formats.prompt import PromptFormat
+from lit_posttrain.data.formats.templates import ChatShape, Value
+from lit_posttrain.data.loaders import Batching, PromptLoader
+from lit_posttrain.data.row_engine import KeptRows, RowEngine
+from lit_posttrain.data.sources.row_sources import HeldOut, RowFunction, RowSource
+from lit_posttrain.data.sources.rows import Rows, Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class PromptDataModule(LightningDataModule):
@@ -31,16 +37,20 @@ class PromptDataModule(LightningDataModule):
         subset: its configuration, such as "main".
         prompt_column: the column that holds the prompt; it is given out as `prompt`, in place of any of that name.
         columns: new name -> column, for the columns to keep beside the prompt. None keeps all, under their own names.
-        prompt_template: makes the prompt out of the columns, as "Question: {question}\nAnswer:"; it then takes the
-            place of a column `prompt`.
+        prompt_template: makes the prompt out of the columns, as "Question: {question}\nAnswer:", in place of a column
+            `prompt`; of several a row takes the first of which no column is empty.
         system_prompt: put before the messages of a chat.
         chat: make a prompt that is text the user's message of a chat.
+        max_length: tokens that a prompt may have; longer ones are left out and counted. None leaves out none.
+        max_dropped: the largest share of the rows that may be left out, from 0 to 1.
+        drop_invalid: leave out rows that are wrong and count them, instead of stopping at the first.
         batch_size: prompts per rollout, over all ranks.
         val_batch_size: prompts per validation batch, over all ranks.
         shuffle: whether each epoch goes through the training rows in an order of its own.
         seed: of that order and of the rows held out.
         scores: validation metrics, name -> function with the signature of a reward, or "module:function". Kept as given
             for whoever validates.
+        tokenizer: counts tokens where there is a `max_length`; None takes that of the LightningModule.
 
     Raises:
         ValueError: if a number is out of its range or options exclude one another. What depends on the data is said by
@@ -64,46 +74,35 @@ class PromptDataModule(LightningDataModule):
         subset: str | None = None,
         prompt_column: str = "prompt",
         columns: Mapping[str, str] | None = None,
-        prompt_template: str | None = None,
+        prompt_template: str | Sequence[str] | None = None,
         system_prompt: str | None = None,
         chat: bool = False,
+        max_length: int | None = None,
+        max_dropped: float = 0.1,
+        drop_invalid: bool = False,
         batch_size: int = 32,
         val_batch_size: int = 256,
         shuffle: bool = True,
         seed: int = 0,
         scores: Mapping[str, Callable[..., Any] | str] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         super().__init__()
-        for name, number in (("batch_size", batch_size), ("val_batch_size", val_batch_size)):
-            if number < 1:
-                raise ValueError(f"`{name}` must be >= 1, got {number}: it counts the prompts of a batch.")
-        self.sources = RowSources(
-            path=path,
-            val_path=val_path,
-            val_fraction=val_fraction,
-            val_size=val_size,
-            split=split,
-            val_split=val_split,
-            subset=subset,
-            seed=seed,
-        )
-        self.format = PromptFormat(
-            prompt_column=prompt_column,
-            columns=columns,
-            prompt_template=prompt_template,
-            system_prompt=system_prompt,
-            chat=chat,
-        )
-        self.batch_size = batch_size
-        self.val_batch_size = val_batch_size
-        self.shuffle = shuffle
-        self.seed = seed
+        held_out = HeldOut(path=val_path, split=val_split, fraction=val_fraction, size=val_size)
+        self.source = RowSource(path=path, split=split, subset=subset, seed=seed, held_out=held_out)
+        prompt = Value("prompt", prompt_column, prompt_template)
+        shape = ChatShape(chat=chat, system_prompt=system_prompt)
+        self.format = PromptFormat(prompt=prompt, columns=columns, shape=shape)
+        self.engine = RowEngine(tokenizer, max_length, max_dropped, drop_invalid)
+        self.batching = Batching(batch_size, val_batch_size, shuffle=shuffle, seed=seed)
         self.scores = dict(scores or {})
+        self._read: dict[str, KeptRows] = {}
         self._rows: dict[str, Rows] = {}
+        self._counted_by: PreTrainedTokenizerBase | None = None
 
     def prepare_data(self) -> None:
         """Download on one process per node, so that the others find the data set in the cache."""
-        self.sources.download()
+        self.source.download()
 
     def setup(self, stage: str) -> None:
         """Read and check all rows; once, whatever the stage.
@@ -112,9 +111,24 @@ class PromptDataModule(LightningDataModule):
             FileNotFoundError: if a source is not there.
             ValueError: if a column is missing or a prompt is no prompt, with file and line.
         """
-        if not self._rows:
-            train, validation = self.sources.read()
-            self._rows = {"train": self.format.apply(train), "validation": self.format.apply(validation)}
+        if not self._read:
+            splits = zip(("train", "validation"), self.source.read(), strict=True)
+            self._read = {split: self.engine.read(rows, self.format.reader) for split, rows in splits}
+            self._rows = {split: _given_out(kept) for split, kept in self._read.items()}
+        if self.engine.max_length is not None and (tokenizer := self.engine.find_tokenizer(self)) is not None:
+            self.encode(tokenizer)
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Count tokens where there is a `max_length`, unless this tokenizer has done so; leave out longer prompts.
+
+        Raises:
+            RuntimeError: if `setup` has not read the rows.
+            ValueError: if too many are too long, with file and line.
+        """
+        self._rows_of("train")
+        if self.engine.max_length is not None and self._counted_by is not tokenizer:
+            self._counted_by, encoder = tokenizer, self.engine.encoder(tokenizer)
+            self._rows = {split: _given_out(self.engine.encode(kept, encoder)) for split, kept in self._read.items()}
 
     @property
     def train_rows(self) -> Rows:
@@ -134,18 +148,20 @@ class PromptDataModule(LightningDataModule):
         """The training prompts, each epoch in its own order."""
         # `Trainer(overfit_batches=...)` promises the same batches each epoch; Lightning sees to that for `DataLoader`s.
         overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        return self._loader(self.train_rows, batch_size=self.batch_size, shuffle=self.shuffle and not overfits)
+        return self._loader(
+            self.train_rows, batch_size=self.batching.batch_size, shuffle=self.batching.shuffle and not overfits
+        )
 
     def val_dataloader(self) -> PromptLoader | list[PromptLoader]:
         """The validation prompts in the order of the source; no loader where there are none."""
         if len(self.val_rows) == 0:
             return []
-        return self._loader(self.val_rows, batch_size=self.val_batch_size, shuffle=False)
+        return self._loader(self.val_rows, batch_size=self.batching.val_batch_size, shuffle=False)
 
     def predict_dataloader(self) -> PromptLoader:
         """The validation prompts, or the training prompts where there are none, in the order of the source."""
         rows = self.val_rows if len(self.val_rows) > 0 else self.train_rows
-        return self._loader(rows, batch_size=self.val_batch_size, shuffle=False)
+        return self._loader(rows, batch_size=self.batching.val_batch_size, shuffle=False)
 
     def _rows_of(self, split: str) -> Rows:
         if not self._rows:
@@ -157,5 +173,10 @@ class PromptDataModule(LightningDataModule):
     def _loader(self, rows: Rows, *, batch_size: int, shuffle: bool) -> PromptLoader:
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return PromptLoader(
-            rows.rows, batch_size=batch_size, shuffle=shuffle, seed=self.seed, rank=rank, world_size=world_size
+            rows.rows, batch_size=batch_size, shuffle=shuffle, seed=self.batching.seed, rank=rank, world_size=world_size
         )
+
+
+def _given_out(kept: KeptRows) -> Rows:
+    """The prompts with their columns, still knowing where they came from."""
+    return replace(kept.rows, rows=[example.values for example in kept.examples])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from itertools import chain, pairwise
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 import torch
 
 from lit_posttrain.batching import StepPart, digest_of, first_fit_decreasing
-from lit_posttrain.data.mixing import epoch_counts, epoch_rows
+from lit_posttrain.data.sources.mixing import epoch_counts, epoch_rows
 
 
+@dataclass(eq=False, repr=False)
 class StepPlan:
     """Deals encoded rows into optimiser steps, ranks and micro-batches.
 
@@ -30,7 +32,7 @@ class StepPlan:
             sequences.
         batch_size: rows in a step, over all ranks; the last step of an epoch may be smaller.
         micro_batches: into how many a rank's rows are cut.
-        weights: how often the rows of each source come in an epoch; None = once.
+        weights: how often the rows of each source come in an epoch; none = once.
         shuffle: whether each epoch has an order of its own.
         seed: of these orders.
         complete: given all rows of a step, what is to stand in their place; the first micro-batch of a step then brings
@@ -43,40 +45,30 @@ class StepPlan:
         ValueError: if a number is out of its range, or there are no rows.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[Sequence[Any]],
-        *,
-        collate: Callable[..., Any],
-        batch_size: int,
-        micro_batches: int = 1,
-        weights: Sequence[float] | None = None,
-        shuffle: bool = True,
-        seed: int = 0,
-        complete: Callable[[Sequence[Any]], Sequence[Any]] | None = None,
-        packing: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        for name, number in (("batch_size", batch_size), ("micro_batches", micro_batches), ("world_size", world_size)):
-            if number < 1:
-                raise ValueError(f"`{name}` must be >= 1, got {number}.")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"`rank` must be from 0 to `world_size` - 1 = {world_size - 1}, got {rank}.")
-        self.sizes = [len(source) for source in sources]
+    sources: Sequence[Sequence[Any]]
+    _: KW_ONLY
+    collate: Callable[..., Any]
+    batch_size: int
+    micro_batches: int = 1
+    weights: Sequence[float] = ()
+    shuffle: bool = True
+    seed: int = 0
+    complete: Callable[[Sequence[Any]], Sequence[Any]] | None = None
+    packing: bool = False
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "micro_batches", "world_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be >= 1, got {getattr(self, name)}.")
+        if not 0 <= self.rank < self.world_size:
+            raise ValueError(f"`rank` must be from 0 to `world_size` - 1 = {self.world_size - 1}, got {self.rank}.")
+        self.sizes = [len(source) for source in self.sources]
         if not self.sizes or 0 in self.sizes:
             raise ValueError("there are no rows to make steps of: every source must have at least one.")
-        self.examples = [example for source in sources for example in source]
-        self.collate = collate
-        self.batch_size = batch_size
-        self.micro_batches = micro_batches
-        self.weights = [1.0] * len(self.sizes) if weights is None else list(weights)
-        self.shuffle = shuffle
-        self.seed = seed
-        self.complete = complete
-        self.packing = packing
-        self.rank = rank
-        self.world_size = world_size
+        self.examples = list(chain(*self.sources))
+        self.weights = list(self.weights) or [1.0] * len(self.sizes)
 
     @property
     def num_rows(self) -> int:

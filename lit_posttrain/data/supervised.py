@@ -19,14 +19,13 @@ from lit_posttrain.batching import (
     UnpairedBatch,
     with_mismatches,
 )
-from lit_posttrain.data.columns import Row
-from lit_posttrain.data.encoded_rows import EncodedRows, LeavingOut, ParsedRows, encode_rows, parse_rows
-from lit_posttrain.data.encoder import Encoder
-from lit_posttrain.data.examples import Example
+from lit_posttrain.data.formats.encoder import Encoder, Example
+from lit_posttrain.data.formats.templates import Row
+from lit_posttrain.data.loaders import Batching, FixedLoader, StepLoader
 from lit_posttrain.data.prompts import PromptDataModule
-from lit_posttrain.data.rows import Rows
-from lit_posttrain.data.source_list import SourceList
-from lit_posttrain.data.step_loader import FixedLoader, StepLoader
+from lit_posttrain.data.row_engine import KeptRows, RowEngine
+from lit_posttrain.data.sources.row_sources import RowSources
+from lit_posttrain.data.sources.rows import Rows
 from lit_posttrain.data.step_plan import StepPlan
 from lit_posttrain.models.tokenizers import pad_token_id
 
@@ -34,17 +33,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SPLITS = ("train", "validation")
-BATCH_KINDS: dict[type, Any] = {
-    EncodedRow: SupervisedBatch,
-    EncodedPair: PreferenceBatch,
-    JudgedRow: UnpairedBatch,
-}
+BATCH_KINDS: dict[type, Any] = {EncodedRow: SupervisedBatch, EncodedPair: PreferenceBatch, JudgedRow: UnpairedBatch}
 
 
 class RowFormat(Protocol):
     """How the rows of a source are read."""
 
-    def reader(self, rows: Rows) -> Callable[[Row], Any]:
+    def reader(self, rows: Rows) -> Callable[[Row], Example | None]:
         """What reads one of these rows; refuses rows without the columns that it needs."""
 
 
@@ -58,64 +53,34 @@ class SupervisedDataModule(LightningDataModule):
     Args:
         sources: where rows come from.
         format: how they are read.
-        tokenizer: None takes the LightningModule's.
-        max_length: tokens that a sequence may have; None takes what the tokenizer knows of its model.
-        rewritten_turns: what to do where a chat template rewrites earlier turns.
-        leaving_out: which rows may be left out.
-        batch_size: rows of an optimiser step, over all ranks.
-        val_batch_size: rows of a validation batch, over all ranks.
-        shuffle: whether each epoch has an order of its own.
-        seed: of that order.
-        num_workers: processes that encode.
+        engine: what makes tokens of them, and which may be left out.
+        batching: which of them make a step.
         val_prompts: prompts to complete in validation, beside the likelihood of its rows.
-        packing: whether rows share sequences of the model's input.
-
-    Raises:
-        ValueError: if a number is out of its range.
     """
 
     def __init__(
         self,
-        sources: SourceList,
+        sources: RowSources,
         format: RowFormat,
+        engine: RowEngine,
+        batching: Batching,
         *,
-        tokenizer: PreTrainedTokenizerBase | None,
-        max_length: int | None,
-        rewritten_turns: str,
-        leaving_out: LeavingOut,
-        batch_size: int,
-        val_batch_size: int,
-        shuffle: bool,
-        seed: int,
-        num_workers: int,
         val_prompts: PromptDataModule | None,
-        packing: bool,
     ) -> None:
         super().__init__()
-        for name, number, least in (
-            ("batch_size", batch_size, 1),
-            ("val_batch_size", val_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("max_length", 2 if max_length is None else max_length, 2),
-        ):
-            if number < least:
-                raise ValueError(f"`{name}` must be >= {least}, got {number}.")
         self.sources = sources
         self.format = format
-        self.max_length = max_length
-        self.rewritten_turns = rewritten_turns
-        self.leaving_out = leaving_out
-        self.batch_size = batch_size
-        self.val_batch_size = val_batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.num_workers = num_workers
+        self.engine = engine
+        self.batching = batching
         self.val_prompts = val_prompts
-        self.packing = packing
-        self._given_tokenizer = tokenizer
-        self._parsed: dict[str, list[ParsedRows]] = {}
-        self._encoded: dict[str, list[EncodedRows]] = {}
+        self._read: dict[str, list[KeptRows]] = {}
+        self._encoded: dict[str, list[KeptRows]] = {}
         self._encoder: Encoder | None = None
+
+    @property
+    def packing(self) -> bool:
+        """Whether rows share sequences of the model's input."""
+        return self.batching.packing
 
     def prepare_data(self) -> None:
         """Download on one process per node, so that the others find the data set in the cache."""
@@ -130,25 +95,31 @@ class SupervisedDataModule(LightningDataModule):
             FileNotFoundError: if a source is not there.
             ValueError: if a row is wrong, with file and line.
         """
-        if not self._parsed:
-            self._parsed = {
-                split: [parse_rows(rows, self.format.reader(rows), self.leaving_out) for rows in sources]
-                for split, sources in zip(SPLITS, self.sources.read(), strict=True)
-            }
-            _check_kinds(self._parsed)
+        self.read_rows()
         if self.val_prompts is not None:
             self.val_prompts.trainer = self.trainer
             self.val_prompts.setup(stage)
-        tokenizer = self._given_tokenizer
-        if tokenizer is None and self.trainer is not None:
-            tokenizer = getattr(self.trainer.lightning_module, "tokenizer", None)
-            if tokenizer is None:
-                raise ValueError(
-                    f"`tokenizer` is needed: {type(self.trainer.lightning_module).__name__} has no attribute "
-                    f"`tokenizer`, so give one to {type(self).__name__}."
-                )
+        tokenizer = self.engine.find_tokenizer(self)
         if tokenizer is not None:
             self.encode(tokenizer)
+
+    def read_rows(self) -> None:
+        """Read and check all rows, once.
+
+        Raises:
+            FileNotFoundError: if a source is not there.
+            ValueError: if a row is wrong, with file and line.
+        """
+        if self._read:
+            return
+        train, validation = (
+            [self.engine.read(rows, self.format.reader) for rows in sources] for sources in self.sources.read()
+        )
+        for source in train:
+            if len(source) == 0:
+                raise ValueError(f"{source.rows.name}: there is nothing to learn from, no row is desirable.")
+        _check_kinds([*train, *validation])
+        self._read = {"train": train, "validation": [source for source in validation if len(source) > 0]}
 
     def encode(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Make tokens of all rows, unless this tokenizer has done so.
@@ -157,22 +128,19 @@ class SupervisedDataModule(LightningDataModule):
             RuntimeError: if `setup` has not read the rows.
             ValueError: if a row cannot be encoded or too many are too long, with file and line.
         """
-        if not self._parsed:
+        if not self._read:
             raise RuntimeError("the rows are read by `setup`, which a Trainer calls; call it first: `setup('fit')`.")
         if self._encoder is not None and self._encoder.tokenizer is tokenizer:
             return
-        encoder = Encoder(tokenizer, self.max_length, self.rewritten_turns)
-        self._encoded = {
-            split: [encode_rows(rows, encoder, self.leaving_out, num_workers=self.num_workers) for rows in sources]
-            for split, sources in self._parsed.items()
-        }
+        encoder = self.engine.encoder(tokenizer)
+        self._encoded = {s: [self.engine.encode(rows, encoder) for rows in kept] for s, kept in self._read.items()}
         self._encoder = encoder
 
     def examples(self, split: str) -> list[Example]:
         """The rows of "train" or "validation" as they were read."""
-        return [example for source in self._parsed.get(split, []) for example in source.examples]
+        return [example for source in self._read.get(split, []) for example in source.examples]
 
-    def encoded(self, split: str) -> list[EncodedRows]:
+    def encoded(self, split: str) -> list[KeptRows]:
         """The encoded rows of "train" or "validation", of each source.
 
         Raises:
@@ -210,17 +178,13 @@ class SupervisedDataModule(LightningDataModule):
         """The training steps, each epoch in its own order; without a Trainer those of the first epoch."""
         trainer: Any = self.trainer
         if trainer is None:
-            return FixedLoader(self._plan("train", batch_size=self.batch_size, shuffle=self.shuffle))
+            return FixedLoader(self._training_plan())
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
             raise ValueError(
                 "GradientAccumulationScheduler does not work here: how a step is cut into micro-batches is fixed at "
                 "the start. Use `accumulate_grad_batches`."
             )
-        # `Trainer(overfit_batches=...)` promises the same batches each epoch; Lightning sees to that for `DataLoader`s.
-        shuffle = self.shuffle and trainer.overfit_batches == 0
-        micro_batches = trainer.accumulate_grad_batches
-        plan = self._plan("train", batch_size=self.batch_size, shuffle=shuffle, micro_batches=micro_batches)
-        return StepLoader(plan, trainer)
+        return StepLoader(self._training_plan(), trainer)
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -229,29 +193,19 @@ class SupervisedDataModule(LightningDataModule):
 
     def val_dataloader(self) -> list[Any]:
         """The validation rows in the order of the source, and the prompts to complete; what there is of them."""
-        loaders: list[Any] = []
-        if self.encoded("validation"):
-            loaders.append(FixedLoader(self._plan("validation", batch_size=self.val_batch_size, shuffle=False)))
+        loaders: list[Any] = [FixedLoader(self._fixed_plan("validation"))] if self.encoded("validation") else []
         prompts = [] if self.val_prompts is None else self.val_prompts.val_dataloader()
         return loaders + (prompts if isinstance(prompts, list) else [prompts])
 
     def predict_dataloader(self) -> FixedLoader:
         """The validation rows, or the training rows where there are none, in the order of the source."""
-        split = "validation" if self.encoded("validation") else "train"
-        return FixedLoader(self._plan(split, batch_size=self.val_batch_size, shuffle=False))
+        return FixedLoader(self._fixed_plan("validation" if self.encoded("validation") else "train"))
 
     def every_row(self, split: str) -> StepPlan:
         """Every row of "train" or "validation" once; without `weights`, in the first epoch's micro-batches."""
         if split == "validation":
-            return self._plan(split, batch_size=self.val_batch_size, shuffle=False)
-        trainer: Any = self.trainer
-        overfits = trainer is not None and trainer.overfit_batches != 0
-        plan = self._plan(
-            split,
-            batch_size=self.batch_size,
-            shuffle=self.shuffle and not overfits,
-            micro_batches=1 if trainer is None else trainer.accumulate_grad_batches,
-        )
+            return self._fixed_plan(split)
+        plan = self._training_plan()
         plan.weights = [1.0] * len(plan.sizes)
         return plan
 
@@ -260,7 +214,18 @@ class SupervisedDataModule(LightningDataModule):
         """What the batches are."""
         return BATCH_KINDS[type(self.encoded("train")[0].examples[0])]
 
-    def _plan(self, split: str, *, batch_size: int, shuffle: bool, micro_batches: int = 1) -> StepPlan:
+    def _training_plan(self) -> StepPlan:
+        """The training steps; `Trainer(overfit_batches=...)` promises the same batches each epoch."""
+        trainer: Any = self.trainer
+        shuffle = self.batching.shuffle and (trainer is None or trainer.overfit_batches == 0)
+        micro_batches = 1 if trainer is None else trainer.accumulate_grad_batches
+        return self._plan("train", self.batching.batch_size, shuffle=shuffle, micro_batches=micro_batches)
+
+    def _fixed_plan(self, split: str) -> StepPlan:
+        """All rows of a split once, in the order of the source."""
+        return self._plan(split, self.batching.val_batch_size, shuffle=False)
+
+    def _plan(self, split: str, batch_size: int, *, shuffle: bool, micro_batches: int = 1) -> StepPlan:
         sources = [source.examples for source in self.encoded(split)]
         kind = type(sources[0][0])
         assert self._encoder is not None
@@ -274,9 +239,9 @@ class SupervisedDataModule(LightningDataModule):
             collate=collate,
             batch_size=batch_size,
             micro_batches=micro_batches,
-            weights=self.sources.weights if split == "train" else None,
+            weights=self.sources.weights if split == "train" else (),
             shuffle=shuffle,
-            seed=self.seed,
+            seed=self.batching.seed,
             complete=partial(with_mismatches, max_length=self._encoder.limit) if kind is JudgedRow else None,
             packing=self.packing and alone,
             rank=rank,
@@ -284,9 +249,8 @@ class SupervisedDataModule(LightningDataModule):
         )
 
 
-def _check_kinds(parsed: dict[str, list[ParsedRows]]) -> None:
-    sources = [source for split in parsed.values() for source in split]
-    kinds = {type(source.examples[0]).__name__: source.rows.source for source in sources}
+def _check_kinds(sources: list[KeptRows]) -> None:
+    kinds = {type(source.examples[0]).__name__: source.rows.source for source in sources if len(source) > 0}
     if len(kinds) > 1:
         named = ", ".join(f"{source or 'rows in memory'} ({kind.lower()}s)" for kind, source in kinds.items())
         raise ValueError(f"all sources must hold rows of one kind, got {named}: train on one kind at a time.")

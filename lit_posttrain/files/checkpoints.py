@@ -42,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint.
+        """Write a checkpoint, whole or not at all, with the sums of its bytes.
 
         Raises:
             NoRoomError: if the disk is full; the old checkpoint is whole.
@@ -61,7 +61,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Callable | None = lambda storage, _: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read a checkpoint.
+        """Read a checkpoint, unless its bytes are not those that were written.
 
         Raises:
             FileNotFoundError: if there is none.
@@ -148,7 +148,7 @@ def _damage(path: str, inode: int, size: int, mtime_ns: int) -> str | None:
 
 
 def _crc32(file: IO[bytes], size: int) -> int:
-    """Of the first bytes of a file."""
+    """Return the CRC-32 of the first bytes of a file."""
     file.seek(0)
     crc32 = 0
     while block := file.read(min(BLOCK, size)):

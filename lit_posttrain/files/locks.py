@@ -35,7 +35,7 @@ class FolderLock:
         self.descriptor: int | None = None
 
     def take(self) -> bool:
-        """Take it, without waiting; whether it was free.
+        """Take the lock without waiting, and return whether it was free.
 
         Raises:
             OSError: if the folder cannot be written.
@@ -57,11 +57,11 @@ class FolderLock:
         return True
 
     def holder(self) -> str:
-        """Who has taken it last."""
+        """Return who has taken the lock last."""
         return self.path.read_text(encoding="utf-8", errors="replace") or "an unknown process"
 
     def release(self) -> None:
-        """Let go, where it is held."""
+        """Let go of the lock, where it is held."""
         if self.descriptor is not None:
             _held.discard(self.descriptor)
             os.close(self.descriptor)

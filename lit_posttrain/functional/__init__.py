@@ -14,10 +14,19 @@ from lit_posttrain.functional.advantages import (
     reward_to_go,
     rewards_of_tokens,
 )
-from lit_posttrain.functional.aggregation import Aggregation, aggregate, normalizer
 from lit_posttrain.functional.kl import KLEstimator, KLGradient, adapted_kl_coef, kl_estimate, kl_penalty
 from lit_posttrain.functional.logprobs import sequence_logprobs, token_entropy, token_logprobs
-from lit_posttrain.functional.masking import masked_mean, masked_var, whiten
+from lit_posttrain.functional.masking import (
+    Aggregation,
+    aggregate,
+    lengths_to_mask,
+    masked_mean,
+    masked_var,
+    normalizer,
+    pad_left,
+    pad_right,
+    whiten,
+)
 from lit_posttrain.functional.policy_losses import (
     PolicyLoss,
     cispo_loss,
@@ -71,12 +80,15 @@ __all__ = [
     "kl_estimate",
     "kl_penalty",
     "kto_loss",
+    "lengths_to_mask",
     "masked_mean",
     "masked_var",
     "nca_loss",
     "normalizer",
     "odds_ratio_loss",
     "overlong_penalty",
+    "pad_left",
+    "pad_right",
     "pair_accuracy",
     "pass_at_k",
     "reward_to_go",

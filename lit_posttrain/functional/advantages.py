@@ -50,7 +50,21 @@ def group_advantages(
         >>> group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), group_size=4, baseline="leave_one_out", scale="none")
         tensor([ 1.0000, -0.3333, -0.3333, -0.3333])
     """
-    _check_arguments(rewards, group_size, baseline, scale, eps)
+    if group_size < 2:
+        raise ValueError(f"`group_size` must be >= 2, got {group_size}: the completions of one prompt are compared.")
+    if rewards.dim() != 1:
+        raise ValueError(f"`rewards` must have shape [B], got {tuple(rewards.shape)}: one number per completion.")
+    if len(rewards) % group_size != 0:
+        raise ValueError(
+            f"`group_size` must divide the number of rewards, got {group_size} and {len(rewards)}: "
+            "groups are contiguous and complete; mark what could not be scored with NaN."
+        )
+    if baseline not in get_args(Baseline):
+        raise ValueError(f"`baseline` must be one of {', '.join(get_args(Baseline))}, got {baseline!r}.")
+    if scale not in get_args(AdvantageScale):
+        raise ValueError(f"`scale` must be one of {', '.join(get_args(AdvantageScale))}, got {scale!r}.")
+    if not eps > 0:
+        raise ValueError(f"`eps` must be > 0, got {eps}: equal rewards have a standard deviation of 0.")
     rewards = rewards.detach().to(torch.promote_types(rewards.dtype, torch.float32))
     grouped = rewards.reshape(len(rewards) // group_size, group_size)  # [B / G, G]
     scorable = grouped.isfinite()
@@ -189,24 +203,6 @@ def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int, factor: f
     if not factor >= 0:
         raise ValueError(f"`factor` must be >= 0, got {factor}: it is the size of the penalty, subtracted here.")
     return factor * ((max_length - buffer - lengths) / buffer).clamp(min=-1, max=0)
-
-
-def _check_arguments(rewards: Tensor, group_size: int, baseline: str, scale: str, eps: float) -> None:
-    if group_size < 2:
-        raise ValueError(f"`group_size` must be >= 2, got {group_size}: the completions of one prompt are compared.")
-    if rewards.dim() != 1:
-        raise ValueError(f"`rewards` must have shape [B], got {tuple(rewards.shape)}: one number per completion.")
-    if len(rewards) % group_size != 0:
-        raise ValueError(
-            f"`group_size` must divide the number of rewards, got {group_size} and {len(rewards)}: "
-            "groups are contiguous and complete; mark what could not be scored with NaN."
-        )
-    if baseline not in get_args(Baseline):
-        raise ValueError(f"`baseline` must be one of {', '.join(get_args(Baseline))}, got {baseline!r}.")
-    if scale not in get_args(AdvantageScale):
-        raise ValueError(f"`scale` must be one of {', '.join(get_args(AdvantageScale))}, got {scale!r}.")
-    if not eps > 0:
-        raise ValueError(f"`eps` must be > 0, got {eps}: equal rewards have a standard deviation of 0.")
 
 
 def gae(

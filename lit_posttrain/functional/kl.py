@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_posttrain.functional.logprobs import MAX_LOG_RATIO
+from lit_posttrain.functional.logprobs import bounded
 
 KLEstimator = Literal["k1", "k2", "k3"]
 KLGradient = Literal["k2", "k3", "ratio_k1", "ratio_k3"]
@@ -36,7 +36,7 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, estimator: KLEstimato
         (tensor([0.5000, 0.5000]), tensor([0.3679, 0.7183]))
     """
     _check_choice("estimator", estimator, _ESTIMATORS)
-    return _ESTIMATORS[estimator](_clamped(logprobs - ref_logprobs.detach()))
+    return _ESTIMATORS[estimator](bounded(logprobs - ref_logprobs.detach()))
 
 
 def kl_penalty(
@@ -90,15 +90,11 @@ def kl_penalty(
     """
     _check_choice("gradient", gradient, _GRADIENTS)
     fixed = logprobs.detach()
-    log_ratio = _clamped(fixed - ref_logprobs.detach())
-    ratio = _clamped(fixed - old_logprobs.detach()).exp()
+    log_ratio = bounded(fixed - ref_logprobs.detach())
+    ratio = bounded(fixed - old_logprobs.detach()).exp()
     slope = _GRADIENTS[gradient](log_ratio, ratio)
     # The second term is exactly 0 and carries the gradient.
     return kl_estimate(fixed, ref_logprobs, estimator=value) + slope * (logprobs - fixed)
-
-
-def _clamped(log_ratio: Tensor) -> Tensor:
-    return log_ratio.clamp(min=-MAX_LOG_RATIO, max=MAX_LOG_RATIO)
 
 
 def _check_choice(name: str, choice: str, choices: dict[str, Callable[..., Tensor]]) -> None:

@@ -94,6 +94,11 @@ def token_entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     return -(logprobs.exp() * torch.where(logprobs.isneginf(), 0, logprobs)).sum(dim=-1)
 
 
+def bounded(log_ratio: Tensor) -> Tensor:
+    """Clamp log-ratios to +-20 nats, with gradient 0 beyond, so that `exp` of them is finite."""
+    return log_ratio.clamp(min=-MAX_LOG_RATIO, max=MAX_LOG_RATIO)
+
+
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     if not temperature > 0:
         raise ValueError(f"`temperature` must be > 0, got {temperature}: greedy decoding has no log-probabilities.")

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_posttrain.functional.logprobs import MAX_LOG_RATIO
+from lit_posttrain.functional.logprobs import bounded
 from lit_posttrain.functional.masking import check_mask
 
 
@@ -62,15 +62,14 @@ def clipped_policy_loss(
         >>> clipped_policy_loss(log_ratio, torch.tensor([[1.0, 1.0, -1.0]]), clip_low=0.2, clip_high=0.2)
         PolicyLoss(loss=tensor([[-0.5000, -1.2000,  1.5000]]), clipped=tensor([[False,  True, False]]))
     """
-    _check_clip(clip_low, clip_high, dual_clip)
-    _check_advantages(log_ratio, advantages)
+    _check(log_ratio, advantages, clip_low, clip_high, dual_clip)
     advantages = advantages.detach()
-    ratio = _ratio(log_ratio)
+    ratio = bounded(log_ratio).exp()
     surrogate = -advantages * ratio
-    bounded = -advantages * ratio.detach().clamp(min=1 - clip_low, max=1 + clip_high)
-    clipped = bounded > surrogate
+    held = -advantages * ratio.detach().clamp(min=1 - clip_low, max=1 + clip_high)
+    clipped = held > surrogate
     # Not `maximum`: at a tie, which is every token inside the range, it would split the gradient between branches.
-    loss = torch.where(clipped, bounded, surrogate)
+    loss = torch.where(clipped, held, surrogate)
     if dual_clip is not None:
         ceiling = -advantages * dual_clip
         loss = torch.where((advantages < 0) & (loss > ceiling), ceiling, loss)
@@ -135,9 +134,8 @@ def cispo_loss(
         >>> cispo_loss(torch.tensor([[-1.0, -1.0]]), log_ratio, torch.ones(1, 1), clip_low=1.0, clip_high=0.28)
         PolicyLoss(loss=tensor([[1.2800, 0.5000]]), clipped=tensor([[ True, False]]))
     """
-    _check_clip(clip_low, clip_high, None)
-    _check_advantages(logprobs, advantages)
-    ratio = _ratio(log_ratio.detach())
+    _check(logprobs, advantages, clip_low, clip_high, None)
+    ratio = bounded(log_ratio.detach()).exp()
     weight = ratio.clamp(min=1 - clip_low, max=1 + clip_high)
     return PolicyLoss(-weight * advantages.detach() * logprobs, weight != ratio)
 
@@ -164,22 +162,15 @@ def importance_weights(log_ratio: Tensor, *, cap: float) -> Tensor:
     """
     if not cap > 0:
         raise ValueError(f"`cap` must be > 0, got {cap}: weights are positive, and 2 to 3 is common.")
-    return _ratio(log_ratio.detach()).clamp(max=cap)
+    return bounded(log_ratio.detach()).exp().clamp(max=cap)
 
 
-def _ratio(log_ratio: Tensor) -> Tensor:
-    return log_ratio.clamp(min=-MAX_LOG_RATIO, max=MAX_LOG_RATIO).exp()
-
-
-def _check_clip(clip_low: float, clip_high: float, dual_clip: float | None) -> None:
+def _check(tokens: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None) -> None:
     for name, bound in (("clip_low", clip_low), ("clip_high", clip_high)):
         if not bound >= 0:
             raise ValueError(f"`{name}` must be >= 0, got {bound}: it is a distance of the ratio from 1.")
     if dual_clip is not None and not dual_clip > 1:
         raise ValueError(f"`dual_clip` must be > 1, got {dual_clip}: it bounds the ratio itself; 3 is common.")
-
-
-def _check_advantages(tokens: Tensor, advantages: Tensor) -> None:
     if advantages.shape not in (tokens.shape, (*tokens.shape[:-1], 1)):
         raise ValueError(
             f"`advantages` must have shape {tuple(tokens.shape)} or {(*tokens.shape[:-1], 1)}, "

@@ -6,17 +6,32 @@ the batch it is in, the rank it is on, or the moment at which a run was resumed.
 
 import hashlib
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
-
-from lit_posttrain.functional.accumulation import accumulation_dtype
 
 UNITS = 2.0**62  # that make up a probability of 1; their sum stays below 2^63
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_LOW_33, _LOW_34, _LOW_37 = (1 << 33) - 1, (1 << 34) - 1, (1 << 37) - 1
+
+
+@cache
+def accumulation_dtype(device: torch.device) -> torch.dtype:
+    """The widest floating point numbers of a device: float64, or float32 where it has none, as on Apple's GPUs.
+
+    Example:
+        >>> accumulation_dtype(torch.device("cpu"))
+        torch.float64
+    """
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):  # torch has no other way to ask
+        return torch.float32
+    return torch.float64
 
 
 def stable_hash(*parts: object) -> int:
@@ -25,16 +40,11 @@ def stable_hash(*parts: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift; `>>` of a signed tensor would copy the sign bit."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
 def _mix(x: Tensor) -> Tensor:
     """The finaliser of SplitMix64 (Steele, Lea and Flood 2014); int64 products wrap around as its own do."""
-    x = (x ^ _shift_right(x, 30)) * _MIX_1
-    x = (x ^ _shift_right(x, 27)) * _MIX_2
-    return x ^ _shift_right(x, 31)
+    x = (x ^ (x >> 30 & _LOW_34)) * _MIX_1  # `>>` of a signed tensor copies the sign bit
+    x = (x ^ (x >> 27 & _LOW_37)) * _MIX_2
+    return x ^ (x >> 31 & _LOW_33)
 
 
 def sample_keys(prompt_keys: Tensor, *, num_samples: int, seed: int) -> Tensor:
@@ -59,7 +69,7 @@ def uniforms(keys: Tensor, position: int) -> Tensor:
     digits = 1 - round(math.log2(torch.finfo(dtype).eps))
     counter = torch.tensor(position + 1, device=keys.device) * _GOLDEN  # in a tensor, since Python's do not wrap around
     bits = _mix(keys + counter)
-    return _shift_right(bits, 64 - digits).to(dtype) * 2.0**-digits
+    return (bits >> (64 - digits) & ((1 << digits) - 1)).to(dtype) * 2.0**-digits
 
 
 def pick_tokens(

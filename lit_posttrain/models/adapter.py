@@ -206,7 +206,7 @@ def _check_targets(model: PreTrainedModel, wanted: str | list[str]) -> None:
     if missing:
         there = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
         raise ValueError(
-            f"`model.lora.target_modules` names {', '.join(missing)}, which no layer of {type(model).__name__} is "
+            f"`target_modules` names {', '.join(missing)}, which no layer of {type(model).__name__} is "
             f"called{rule}. There are: {there}; or all-linear."
         )
 
@@ -218,7 +218,7 @@ def _refuse_tied_embeddings(model: PreTrainedModel) -> None:
         return
     if any(hasattr(layer, "base_layer") for layer in (first, second)):
         raise ValueError(
-            f"`model.lora.target_modules` has an embedding or the output head of {type(model).__name__}, which share "
+            f"`target_modules` has an embedding or the output head of {type(model).__name__}, which share "
             "one weight: merged, the adapter of one would change the other. Leave them out."
         )
 

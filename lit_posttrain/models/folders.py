@@ -123,8 +123,3 @@ def _code_refused(folder: str) -> Iterator[None]:
             f"`{folder}` brings Python code of its own (`auto_map` in its JSON files), which is never run here: take a "
             "model that transformers itself knows, or load it yourself and hand over model and tokenizer as objects."
         ) from error
-
-
-def context_length(config: PreTrainedConfig) -> int | None:
-    """Tokens that a model of this configuration has positions for, None where it does not say."""
-    return getattr(config.get_text_config(), "max_position_embeddings", None)

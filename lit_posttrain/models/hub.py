@@ -33,23 +33,23 @@ def hub_is_reachable() -> bool:
 # What a folder has to hold, and what is said where it is missing.
 NEEDED = {
     "config.json": (
-        "a config.json, so it is no Hugging Face model. Point `model.path` at a folder written by `save_pretrained`, "
+        "a config.json, so it is no Hugging Face model. Point `path` at a folder written by `save_pretrained`, "
         "or at the export/ folder of a run."
     ),
     "adapter_config.json": (
-        "an adapter_config.json, so it is no adapter. Point `model.lora.adapter` at a folder that PEFT wrote, or at "
-        "the export/ folder of a run with `model.lora.export=adapter`."
+        "an adapter_config.json, so it is no adapter. Point `adapter` at a folder that PEFT wrote, or at "
+        'the export/ folder of a run with `Lora(export="adapter")`.'
     ),
 }
 
 
-def resolve_folder(path: str, *, file: str = "config.json", option: str = "model.path") -> tuple[str, bool]:
+def resolve_folder(path: str, *, file: str = "config.json", option: str = "path") -> tuple[str, bool]:
     """Where to load `path` from: a local folder, the cache, or the Hub.
 
     Args:
         path: a folder, or the name of a repository on the Hub such as "gpt2".
         file: what makes a folder one of the wanted kind, "config.json" or "adapter_config.json".
-        option: which has named it, for errors.
+        option: the argument that has named it, for errors.
 
     Returns:
         What to pass to `from_pretrained`, and its `local_files_only`.
@@ -74,6 +74,6 @@ def resolve_folder(path: str, *, file: str = "config.json", option: str = "model
     raise FileNotFoundError(
         f"the model `{path}` is not in the local cache ({constants.HF_HUB_CACHE}) and {offline}. "
         f"Either run `hf download {path}` where there is a network and set HF_HOME to that cache, "
-        f"or use a local folder: `model=local model.path=/a/folder`, or the built-in `model=tiny`."
+        'or give a local folder as `path`, or the built-in "tiny".'
         + (f" (HF_HOME is {os.environ['HF_HOME']})" if "HF_HOME" in os.environ else "")
     )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from lit_posttrain.models.hub import resolve_folder
 from lit_posttrain.models.lora import Lora, base_of_adapter, holds_adapter
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 BUILT_IN = {"tiny": Path(__file__).parent / "tiny"}
-DTYPES = ("float32", "bfloat16", "float64", "auto")
-ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+DType = Literal["float32", "bfloat16", "float64", "auto"]
+Attention = Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Pretrained:
         path: a folder written by `save_pretrained`, a repository on the Hub, or "tiny", which comes with the package;
             or the folder of a PEFT adapter, which is then trained further on the model that it names.
         dtype: of the weights; "auto" takes that of the folder. Keep float32 to train: an update of a bfloat16 weight at
-            the usual learning rates is below its resolution. For bf16 compute use `trainer.precision=bf16-mixed`.
+            the usual learning rates is below its resolution. For bf16 compute use `Trainer(precision="bf16-mixed")`.
         attention: the attention implementation; None = what transformers chooses for the model.
         gradient_checkpointing: recompute activations in backward: less memory, more time, the same result.
         random_init: the architecture with fresh weights instead of the stored ones.
@@ -40,8 +40,8 @@ class Pretrained:
     """
 
     path: str
-    dtype: str = "float32"
-    attention: str | None = None
+    dtype: DType = "float32"
+    attention: Attention | None = None
     gradient_checkpointing: bool = False
     random_init: bool = False
     seed: int = 0
@@ -52,23 +52,22 @@ class Pretrained:
     def __post_init__(self) -> None:
         check_chunk_size(self.logits_chunk_size)
         if not self.path:
-            raise ValueError("`model.path` is empty: give a folder or the name of a repository on the Hub.")
-        if self.dtype not in DTYPES:
+            raise ValueError("`path` is empty: give a folder or the name of a repository on the Hub.")
+        if self.dtype not in get_args(DType):
             reason = " (AdamW in float16 ends in NaN)" if self.dtype == "float16" else ""
-            raise ValueError(f"`model.dtype` must be one of {', '.join(DTYPES)}, got `{self.dtype}`{reason}.")
-        if self.attention is not None and self.attention not in ATTENTION:
+            raise ValueError(f"`dtype` must be one of {', '.join(get_args(DType))}, got `{self.dtype}`{reason}.")
+        if self.attention is not None and self.attention not in get_args(Attention):
             raise ValueError(
-                f"`model.attention` must be one of {', '.join(ATTENTION)} or null, got `{self.attention}`."
+                f"`attention` must be one of {', '.join(get_args(Attention))} or None, got `{self.attention}`."
             )
         if self.lora is not None and not isinstance(self.lora, Lora):
             raise TypeError(
-                f"`model.lora` must be null or have options of its own, got `{self.lora}`: `model/lora=default` "
-                "switches LoRA on."
+                f"`lora` must be None or have options of its own, got `{self.lora}`: `Lora()` switches LoRA on."
             )
         if self.random_init and self.lora is not None and self.lora.export == "adapter":
             raise ValueError(
-                "`model.lora.export=adapter` does not go with `model.random_init`: nobody could load the weights that "
-                "the adapter belongs to. Use `model.lora.export=merged`."
+                '`lora.export="adapter"` does not go with `random_init`: nobody could load the weights that '
+                'the adapter belongs to. Use `lora.export="merged"`.'
             )
 
     @property
@@ -83,8 +82,7 @@ class Pretrained:
         lora = self.lora or Lora()
         if lora.adapter is not None:
             raise ValueError(
-                f"`model.path` and `model.lora.adapter` are both adapters, `{self.path}` and `{lora.adapter}`: give "
-                "one."
+                f"`path` and `lora.adapter` are both adapters, `{self.path}` and `{lora.adapter}`: give one."
             )
         return replace(lora, adapter=self.path)
 
@@ -171,28 +169,28 @@ class Pretrained:
         if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise ValueError(
                 f"`{self.path}` holds a {config.model_type} model, which is no causal language model; "
-                "a policy must write text. Check `model.path`."
+                "a policy must write text. Check `path`."
             )
         heads = config.architectures or []
         if any(head.endswith("ForSequenceClassification") for head in heads):
             raise ValueError(
                 f"`{self.path}` holds {', '.join(heads)}, a reward model or classifier, which writes no text. Give the "
                 "model that it was trained from; in online algorithms it can be the reward: "
-                f"`reward=model reward.path={self.path}`."
+                f'`load_reward_model("{self.path}")`.'
             )
 
     def _base_folder(self) -> tuple[str, bool]:
         if not holds_adapter(self.path):
             return self._folder(self.path)
         if self.random_init:
-            raise ValueError(f"`model.random_init` does not go with an adapter, which `{self.path}` is: give a model.")
+            raise ValueError(f"`random_init` does not go with an adapter, which `{self.path}` is: give a model.")
         base = base_of_adapter(self.path)
         try:
             return self._folder(base)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"the model of the adapter `{self.path}` is missing: {error} If it is elsewhere by now: "
-                f"`model.path=<model> model/lora=default model.lora.adapter={self.path}`."
+                f'`Pretrained("<model>", lora=Lora(adapter="{self.path}"))`.'
             ) from error
 
     def _folder(self, path: str) -> tuple[str, bool]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from lit_posttrain.models.hub import resolve_folder
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lit_posttrain.models.adapter import Adapter
 
 ADAPTER_FILE = "adapter_config.json"
-EXPORTS = ("merged", "adapter")
+Export = Literal["merged", "adapter"]
 
 
 @dataclass(frozen=True)
@@ -44,20 +44,20 @@ class Lora:
     alpha: float = 32.0
     target_modules: str | Sequence[str] = "all-linear"
     adapter: str | None = None
-    export: str = "merged"
+    export: Export = "merged"
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.r < 1:
-            raise ValueError(f"`model.lora.r` must be >= 1, got {self.r}: it is the rank of a matrix.")
+            raise ValueError(f"`r` must be >= 1, got {self.r}: it is the rank of a matrix.")
         if not 0 < self.alpha < float("inf"):
             raise ValueError(
-                f"`model.lora.alpha` must be finite and > 0, got {self.alpha}: the adapter is multiplied by alpha / r."
+                f"`alpha` must be finite and > 0, got {self.alpha}: the adapter is multiplied by alpha / r."
             )
         if not self.target_modules:
-            raise ValueError('`model.lora.target_modules` is empty: name layers, or "all-linear" for all of them.')
-        if self.export not in EXPORTS:
-            raise ValueError(f"`model.lora.export` must be one of {', '.join(EXPORTS)}, got `{self.export}`.")
+            raise ValueError('`target_modules` is empty: name layers, or "all-linear" for all of them.')
+        if self.export not in get_args(Export):
+            raise ValueError(f"`export` must be one of {', '.join(get_args(Export))}, got `{self.export}`.")
 
     def check(self) -> None:
         """Find out without a model whether `attach` can work.
@@ -112,7 +112,7 @@ def base_of_adapter(path: str) -> str:
     if not base:
         raise ValueError(
             f"the adapter `{path}` does not say which model it belongs to: name it, "
-            f"`model.path=<model> model/lora=default model.lora.adapter={path}`."
+            f'`Pretrained("<model>", lora=Lora(adapter="{path}"))`.'
         )
     return str(base)
 

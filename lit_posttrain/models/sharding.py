@@ -47,7 +47,7 @@ def gather(network: nn.Module) -> None:
 
 
 def release(network: nn.Module) -> None:
-    """Undo `gather`; each process by itself."""
+    """Deal the weights out again that `gather` made whole, each process by itself."""
     trained = any(parameter.requires_grad for parameter in network.parameters())
     for module in _shards(network):
         module.reshard()
@@ -57,7 +57,11 @@ def release(network: nn.Module) -> None:
 @contextmanager
 def whole(*networks: nn.Module) -> Iterator[None]:
     """`gather` and `release`; inside another one of the same network nothing happens."""
-    sharded = [network for network in networks if _is_sharded(network)]
+    sharded = [
+        network
+        for network in networks
+        if isinstance(network, FSDPModule) and any(isinstance(p, DTensor) for p in network.parameters())
+    ]
     for network in sharded:
         gather(network)
     try:
@@ -132,10 +136,6 @@ def _shards(network: nn.Module) -> list[FSDPModule]:
     return [module for module in network.modules() if isinstance(module, FSDPModule)]
 
 
-def _is_sharded(network: nn.Module) -> bool:
-    return isinstance(network, FSDPModule) and any(isinstance(p, DTensor) for p in network.parameters())
-
-
 def _part_of(tensor: Any, own: Any) -> Any:
     if not isinstance(own, DTensor) or isinstance(tensor, DTensor):
         return tensor
@@ -143,10 +143,7 @@ def _part_of(tensor: Any, own: Any) -> Any:
     return distribute_tensor(tensor.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
 
 
-WAY_OUT = (
-    "use FSDP2: `trainer=fsdp`, in Python "
-    "`Trainer(strategy=ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1))`"
-)
+WAY_OUT = "use FSDP2: `Trainer(strategy=ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1))`"
 
 
 def sharding_mesh(strategy: Strategy) -> DeviceMesh | None:

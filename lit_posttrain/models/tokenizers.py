@@ -1,8 +1,9 @@
-"""What a tokenizer must have, and which tokens end a completion."""
+"""What a tokenizer must have, which tokens end a completion, and how many a model reads."""
 
 import copy
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PAD_TOKEN = "<|pad|>"
 
@@ -55,3 +56,22 @@ def with_own_pad_token(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenize
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     return tokenizer
+
+
+def context_length(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model of this configuration has positions for, None where it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def unknown_share(ids: Tensor, mask: Tensor, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Find the share of unknown words among tokens, 0 where the tokenizer has no such token.
+
+    Args:
+        ids: (B, P).
+        mask: (B, P), True on real tokens.
+        tokenizer: that of the ids.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown in (None, tokenizer.eos_token_id, tokenizer.bos_token_id):
+        return 0.0  # GPT-2's is its EOS
+    return (ids == unknown)[mask].float().mean().item()

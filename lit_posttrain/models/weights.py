@@ -15,7 +15,7 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """The same of named tensors that are no module."""
+    """Return the SHA-256 of named tensors that are no module, as `weights_sha256` computes it."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -61,7 +61,7 @@ def check_weights(module: nn.Module, *, when: str, any_rank: Callable[[bool], bo
 
 
 def named(names: list[str]) -> str:
-    """A few names, and how many more there are."""
+    """Write out a few names, and how many more there are."""
     more = f" and {len(names) - SHOWN} more tensors" if len(names) > SHOWN else ""
     return ", ".join(f"`{name}`" for name in names[:SHOWN]) + more
 

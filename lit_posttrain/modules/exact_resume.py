@@ -41,22 +41,17 @@ class ExactResume(Callback):
         self._loader_state: dict[str, Any] | None = None  # of that checkpoint, until there is a loader
         self._path: str | None = None
         self._validated_step: int | None = None  # optimiser steps done at the last validation of this fit
-        self._updating = False
+        self._updating = 0  # the batch, counted over all epochs, whose optimiser step has begun last
 
     def inside_update(self, trainer: Trainer) -> bool:
-        """Whether weights, optimiser and counters are of different steps at the moment."""
-        batch: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        return self._updating and batch.processed < batch.ready
+        """Tell whether weights, optimiser and counters are of different steps at the moment."""
+        batch: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        return batch.processed < batch.ready == self._updating
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """From here on the weights are no longer those that the counters speak of."""
-        self._updating = True
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """They are again."""
-        self._updating = False
+        """Remember that from here on, until the batch is done, the weights are not those that the counters speak of."""
+        batch: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+        self._updating = batch.ready
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember that the weights of the current step have been validated."""
@@ -154,6 +149,7 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Do what was still to be done for the last step, and let Lightning train on."""
+        self._updating = 0
         standing, self._pending = self._pending, None
         if standing is None:
             return

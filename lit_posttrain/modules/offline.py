@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_posttrain.batching import PassLoader, ReplayedPasses, StepPart
-from lit_posttrain.data.step_loader import FixedLoader, StepLoader
+from lit_posttrain.data.loaders import FixedLoader, StepLoader
 from lit_posttrain.data.supervised import SupervisedDataModule
 from lit_posttrain.models.source import ModelSource
 from lit_posttrain.modules.post_training import MakeOptimizer, MakeScheduler, PostTrainingModule

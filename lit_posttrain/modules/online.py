@@ -1,8 +1,7 @@
 """The base of the algorithms that learn from their own completions: rollouts as the training data of Lightning."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +10,12 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 
 from lit_posttrain.batching import MicroBatch, PlannedRollout, Rollout, in_batches
-from lit_posttrain.data.prompt_loader import PromptLoader
+from lit_posttrain.data.loaders import PromptLoader
 from lit_posttrain.functional import Aggregation, KLEstimator, PolicyLoss, aggregate, kl_estimate
 from lit_posttrain.models.networks.policy import TokenStatistics, evaluation_mode
 from lit_posttrain.models.sharding import whole
 from lit_posttrain.models.source import Model, ModelSource
+from lit_posttrain.models.tokenizers import unknown_share
 from lit_posttrain.modules.attachment import without_repeats
 from lit_posttrain.modules.post_training import MakeOptimizer, MakeScheduler, PostTrainingModule
 from lit_posttrain.rewards.protocol import RewardFunction, RewardFunctions
@@ -23,9 +23,8 @@ from lit_posttrain.rollout.collector import RolloutCollector
 from lit_posttrain.rollout.engine import LocalEngine, PromptRow
 from lit_posttrain.rollout.evaluator import PromptEvaluator
 from lit_posttrain.rollout.loader import RolloutLoader
-from lit_posttrain.rollout.metrics import SignalWatch, rollout_metrics, unknown_frac
+from lit_posttrain.rollout.metrics import RolloutRecord, SignalWatch, rollout_metrics
 from lit_posttrain.rollout.options import Rollouts, Sampling, Validation, as_mapping, check_count, options
-from lit_posttrain.rollout.records import RolloutRecord
 
 Rewards = RewardFunctions | RewardFunction | Sequence[RewardFunction]
 
@@ -170,7 +169,7 @@ class OnlineModule(PostTrainingModule):
     @property
     def needs_old_logprobs(self) -> bool:
         """Whether anything compares with the log-probs under the policy that sampled."""
-        return self.steps_per_rollout > 1
+        return (self.rollouts.num_epochs or 1) * self.rollouts.num_minibatches > 1
 
     def rollout_metrics(self, rollout: Rollout) -> dict[str, Tensor]:
         """Report of a rollout what others do not, the same on all ranks; nothing by default."""
@@ -225,35 +224,38 @@ class OnlineModule(PostTrainingModule):
         self._unlogged = {**rollout_metrics(record, self.ranks), **self.rollout_metrics(planned.rollout)}
         self.log_now(self._unlogged)
         if self.global_rank == 0:
-            unknown = unknown_frac(record.scored.completions, self.tokenizer)
+            unknown = 0.0
+            if (written := record.scored.completions) is not None:
+                unknown = unknown_share(written.tokens.prompt_ids, written.tokens.prompt_mask, self.source.tokenizer)
             self.signal_watch.saw_rollout(self._unlogged, unknown_frac=unknown)
         return planned
 
     def add_logprobs(self, rollout: Rollout) -> None:
         """Fill in what loss and rewards compare with, and no more: a single on-policy step is its own old policy."""
-        reference, batch_size = self.reference, self.rows_at_once(rollout)
         if self.needs_old_logprobs:
-            with self.inference(*self.trained_networks()):
-                rollout.old_logprobs = in_batches(
-                    rollout, lambda batch: self.token_statistics(batch).logprobs, batch_size=batch_size
-                )
-        if reference is not None:
-            with self.inference(reference.policy):
-                rollout.ref_logprobs = in_batches(
-                    rollout,
-                    lambda batch: reference.logprobs(batch, temperature=self.sampling.temperature),
-                    batch_size=batch_size,
-                )
+            rollout.old_logprobs = self.infer(
+                rollout, lambda batch: self.token_statistics(batch).logprobs, *self.trained_networks()
+            )
+        if (reference := self.reference) is not None:
+            temperature = self.sampling.temperature
+            rollout.ref_logprobs = self.infer(
+                rollout, lambda batch: reference.logprobs(batch, temperature=temperature), reference.policy
+            )
 
-    @contextmanager
-    def inference(self, *networks: nn.Module) -> Iterator[None]:
-        """Let networks compute in batches that are this process's own: without gradients, with all weights."""
+    def infer(self, rollout: Rollout, values_of: Callable[[Rollout], Tensor], *networks: nn.Module) -> Tensor:
+        """Compute a value for every completion token without gradients, as many rows at once as in a micro-batch.
+
+        Args:
+            rollout: B sequences.
+            values_of: from a part of the rollout to (b, c <= C).
+            networks: what it runs; they are whole meanwhile, so that each process has its own number of batches.
+
+        Returns:
+            (B, C).
+        """
+        parts = self.rollouts.num_minibatches * self.trainer.accumulate_grad_batches
         with whole(*networks), evaluation_mode(*networks), self.forward_context():
-            yield
-
-    def rows_at_once(self, rollout: Rollout) -> int:
-        """Number the sequences that go through a model together without gradients: as many as in a micro-batch."""
-        return max(1, -(-len(rollout) // (self.rollouts.num_minibatches * self.trainer.accumulate_grad_batches)))
+            return in_batches(rollout, values_of, batch_size=max(1, -(-len(rollout) // parts)))
 
     # The loss.
 

@@ -23,7 +23,6 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from lit_posttrain.batching import PassLoader, Ranks, StepStatistics
 from lit_posttrain.data.prompts import PromptDataModule
 from lit_posttrain.data.supervised import SupervisedDataModule
-from lit_posttrain.models.folders import context_length
 from lit_posttrain.models.networks.layout import PacksRows
 from lit_posttrain.models.networks.policy import Policy
 from lit_posttrain.models.networks.reference import Reference
@@ -37,6 +36,7 @@ from lit_posttrain.models.sharding import (
     total_norm,
 )
 from lit_posttrain.models.source import ModelSource, frozen_names
+from lit_posttrain.models.tokenizers import context_length
 from lit_posttrain.models.weights import NonFiniteError, check_weights, named, non_finite
 from lit_posttrain.modules.attachment import attach_training_loader, detach_training_loader
 from lit_posttrain.modules.exact_resume import ExactResume

@@ -108,7 +108,7 @@ def draw_curves(jobs: Sequence[Job], path: Path, *, metrics: Sequence[str], by: 
 
 
 def _draw(panel: Any, kind: str, of: Band) -> None:
-    """A line with its range."""
+    """Draw a line with its range."""
     runs = f" ({of.runs} runs: mean, range)" if of.runs > 1 else ""
     (line,) = panel.plot(of.x, of.mean, marker="o", markersize=3, label=f"{kind}{runs}")
     if of.runs > 1:

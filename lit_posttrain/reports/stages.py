@@ -39,7 +39,7 @@ class StageRow:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def take(self, summary: dict[str, Any]) -> None:
-        """Fill in what the summary of its run says."""
+        """Fill the row in with what the summary of the stage's run says."""
         self.steps, self.wall_s = summary["steps"], summary["wall_s"]
         self.weights_sha256 = summary["weights_sha256"]
         self.metrics = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 
@@ -12,10 +12,10 @@ from lit_posttrain.models.loading import Pretrained
 from lit_posttrain.rewards.protocol import RewardFunctions
 
 if TYPE_CHECKING:
-    from lit_posttrain.data.encoder import Encoder
+    from lit_posttrain.data.formats.encoder import Encoder
     from lit_posttrain.models.networks.reward import RewardNetwork
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+DType = Literal["float32", "bfloat16", "float64"]
 
 
 class LearnedReward:
@@ -36,17 +36,17 @@ class LearnedReward:
         ValueError: if it is no reward model, or an argument is out of its range.
     """
 
-    def __init__(self, path: str, *, batch_size: int = 64, dtype: str = "float32", device: str | None = None) -> None:
+    def __init__(self, path: str, *, batch_size: int = 64, dtype: DType = "float32", device: str | None = None) -> None:
         from lit_posttrain.models.networks.reward import check_reward_model
 
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be >= 1, got {batch_size}: it counts sequences.")
-        if dtype not in DTYPES:
-            raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got `{dtype}`.")
+        if dtype not in get_args(DType):
+            raise ValueError(f"`dtype` must be one of {', '.join(get_args(DType))}, got `{dtype}`.")
         check_reward_model(path)
         self.path = path
         self.batch_size = batch_size
-        self.dtype = DTYPES[dtype]
+        self.dtype = getattr(torch, dtype)
         self.device = device
         self._network: RewardNetwork | None = None
         self._encoder: Encoder | None = None
@@ -63,7 +63,7 @@ class LearnedReward:
         """
         if not completions:
             return []
-        from lit_posttrain.models.folders import context_length
+        from lit_posttrain.models.tokenizers import context_length
 
         network, encoder = self._load()
         rows = [encoder.encode(prompt, text)[0] for prompt, text in zip(prompts, completions, strict=True)]
@@ -82,7 +82,7 @@ class LearnedReward:
         return scores
 
     def _load(self) -> tuple[RewardNetwork, Encoder]:
-        from lit_posttrain.data.encoder import Encoder
+        from lit_posttrain.data.formats.encoder import Encoder
         from lit_posttrain.models.networks.reward import RewardNetwork
 
         if self._network is None or self._encoder is None:
@@ -101,7 +101,7 @@ class LearnedReward:
 
 
 def load_reward_model(
-    path: str, *, batch_size: int = 64, dtype: str = "float32", device: str | None = None
+    path: str, *, batch_size: int = 64, dtype: DType = "float32", device: str | None = None
 ) -> RewardFunctions:
-    """A learned reward alone; the arguments are those of `LearnedReward`."""
+    """Make a learned reward the only reward function; the arguments are those of `LearnedReward`."""
     return RewardFunctions(LearnedReward(path, batch_size=batch_size, dtype=dtype, device=device).learned)

@@ -1,20 +1,19 @@
-"""Several reward functions with weights, called alike and checked alike."""
+"""What a reward function is asked for, what it may return, and several of them with weights."""
 
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lit_posttrain.rewards.arguments import read_parameters
-from lit_posttrain.rewards.precision import own_precision
-from lit_posttrain.rewards.values import read_values, split_token_values
-
-RewardFunction = Callable[..., Sequence[float | Sequence[float] | None] | Tensor]
+RewardFunction = Callable[..., Any]  # gives numbers, None, or lists of numbers: `read_values` checks them
 
 
 class Scores(NamedTuple):
@@ -96,8 +95,17 @@ class RewardFunctions:
         Raises:
             ValueError: also if there are not as many numbers as tokens, or no `completion_ids` to count those.
         """
-        _check_lengths(prompts, completions, columns)
+        for name in ("prompts", "completions"):
+            if name in columns:
+                raise ValueError(
+                    f"`columns` must not hold `{name}`: reward functions get the {name} by that name. Rename it."
+                )
         available = {"prompts": prompts, "completions": completions, **columns}
+        for name, given in available.items():
+            if len(given) != len(completions):
+                raise ValueError(
+                    f"`{name}` must hold one entry per completion, got {len(given)} for {len(completions)} completions."
+                )
         lengths = [len(ids) for ids in columns["completion_ids"]] if "completion_ids" in columns else None
         token_rewards: list[list[float]] = [[] for _ in completions]
         scores = []
@@ -197,19 +205,6 @@ def _check_weights(weights: Sequence[float] | None, *, names: list[str]) -> list
     return [float(weight) for weight in weights]
 
 
-def _check_lengths(prompts: Sequence, completions: Sequence, columns: Mapping[str, Sequence]) -> None:
-    for name in ("prompts", "completions"):
-        if name in columns:
-            raise ValueError(
-                f"`columns` must not hold `{name}`: reward functions get the {name} by that name. Rename it."
-            )
-    for name, values in {"prompts": prompts, **columns}.items():
-        if len(values) != len(completions):
-            raise ValueError(
-                f"`{name}` must hold one entry per completion, got {len(values)} for {len(completions)} completions."
-            )
-
-
 def _describe_failure(error: Exception, name: str, prompts: Sequence, completions: Sequence) -> str:
     firsts = ", ".join(
         f"first {kind}: {_shorten(values[0])}"
@@ -226,3 +221,199 @@ def _describe_failure(error: Exception, name: str, prompts: Sequence, completion
 def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a reward function asks for.
+
+    Attributes:
+        named: its parameters.
+        required: those without a default.
+        takes_all: it has a `**` parameter, and gets every column.
+    """
+
+    named: tuple[str, ...]
+    required: tuple[str, ...]
+    takes_all: bool
+
+    def select(self, available: Mapping[str, Sequence], *, name: str) -> dict[str, list]:
+        """Pick the arguments of one call.
+
+        The lists are copies, so that a function that sorts or pops its arguments does not shift the rows of the next.
+
+        Raises:
+            ValueError: if a required parameter is not available.
+        """
+        missing = [parameter for parameter in self.required if parameter not in available]
+        if missing:
+            raise ValueError(
+                f"The reward function `{name}` requires {_quote(missing)}, which no column provides; there are "
+                f"{_quote(available)}. Add the column to the data, or give the parameter a default."
+            )
+        chosen = available if self.takes_all else [parameter for parameter in self.named if parameter in available]
+        return {column: list(available[column]) for column in chosen}
+
+
+def read_parameters(function: Callable, *, name: str) -> Parameters:
+    """Read what a reward function asks for from its signature.
+
+    Raises:
+        ValueError: if the signature cannot be read, or a parameter is positional only.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The reward function `{name}` must have a signature that Python can read: {error}. "
+            "Wrap it in a function with named parameters."
+        ) from error
+    for parameter in parameters:
+        if parameter.kind is inspect.Parameter.POSITIONAL_ONLY:
+            raise ValueError(
+                f"The parameters of the reward function `{name}` must be passable by keyword, "
+                f"got `{parameter.name}`, which is positional only. Wrap it in a function with named parameters."
+            )
+    by_keyword = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return Parameters(
+        named=tuple(parameter.name for parameter in by_keyword),
+        required=tuple(parameter.name for parameter in by_keyword if parameter.default is parameter.empty),
+        takes_all=any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters),
+    )
+
+
+def _quote(names: Sequence[str] | Mapping[str, Sequence]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+def read_values(returned: object, *, name: str, num_rows: int) -> list[float]:
+    """Check the values that a reward function returned, one per completion.
+
+    Args:
+        returned: a list, a tuple, or a 1-D tensor or array; numbers (True and False count as 1 and 0), or None for a
+            completion that cannot be scored.
+        name: name of the function.
+        num_rows: number of completions.
+
+    Returns:
+        The values, NaN in place of None.
+
+    Raises:
+        TypeError: if it is no such sequence, or holds something else than numbers and None.
+        ValueError: if the number of values is wrong, or one is not finite in 32-bit floating point.
+
+    >>> read_values([1, True, None, 0.5], name="format", num_rows=4)
+    [1.0, 1.0, nan, 0.5]
+    """
+    if isinstance(returned, Tensor | np.ndarray) and returned.ndim == 1:
+        values = returned.tolist()
+    elif isinstance(returned, (list, tuple)):
+        values = list(returned)
+    else:
+        raise TypeError(
+            f"The reward function `{name}` must return a list, a tuple, or a 1-D tensor or array, got "
+            f"{_describe(returned)}: one number or None per completion."
+        )
+    if len(values) != num_rows:
+        raise ValueError(
+            f"The reward function `{name}` must return one value per completion, "
+            f"got {len(values)} values for {num_rows} completions."
+        )
+    return [_read_value(value, name=name, row=row) for row, value in enumerate(values)]
+
+
+def split_token_values(
+    returned: object, *, name: str, lengths: Sequence[int] | None
+) -> tuple[object, list[list[float] | None]]:
+    """Take the completions apart that a reward function judged token by token.
+
+    Args:
+        returned: by the function.
+        name: name of the function.
+        lengths: tokens of each completion; None = not known.
+
+    Returns:
+        What `read_values` reads, with the sum in place of the numbers of a completion, and those numbers; None where
+        the completion was judged as a whole.
+
+    Raises:
+        TypeError: if one of the numbers is none.
+        ValueError: if there are not as many as the completion has tokens, or one is not finite.
+
+    >>> split_token_values([1.0, [0.5, -0.25]], name="steps", lengths=[3, 2])
+    ([1.0, 0.25], [None, [0.5, -0.25]])
+    """
+    if not isinstance(returned, list | tuple):
+        return returned, []
+    whole: list[Any] = list(returned)
+    by_token: list[list[float] | None] = [None] * len(whole)
+    for row, value in enumerate(whole):
+        if isinstance(value, Tensor | np.ndarray) and value.ndim == 1:
+            value = value.tolist()
+        if not isinstance(value, list | tuple):
+            continue
+        if lengths is None or row >= len(lengths) or len(value) != lengths[row]:
+            length = "an unknown number of" if lengths is None or row >= len(lengths) else lengths[row]
+            raise ValueError(
+                f"The reward function `{name}` must return one number per completion, or for a completion a list of "
+                f"one number per token of `completion_ids`, got {len(value)} numbers for {length} tokens in row {row}."
+            )
+        numbers = [_read_value(number, name=name, row=row) for number in value]
+        if any(math.isnan(number) for number in numbers):
+            raise TypeError(
+                f"The reward function `{name}` must return a number for every token of row {row}, got None for one: "
+                "return None for the whole completion where it cannot be scored."
+            )
+        by_token[row], whole[row] = numbers, math.fsum(numbers)
+    return whole, by_token
+
+
+def _read_value(value: object, *, name: str, row: int) -> float:
+    if value is None:
+        return math.nan
+    if isinstance(value, Tensor) and value.dim() == 0:
+        value = value.item()
+    if not isinstance(value, Real):
+        raise TypeError(
+            f"The reward function `{name}` must return numbers, got {_describe(value)} for row {row}: "
+            "return float(...), or None where a completion cannot be scored."
+        )
+    try:
+        number = float(value)
+    except OverflowError:  # of an integer
+        number = math.inf
+    if not abs(number) <= _LARGEST:  # so that NaN, which compares False, is refused too
+        raise ValueError(
+            f"The reward function `{name}` must return values that are finite in 32-bit floating point, "
+            f"got {_describe(value)} for row {row}: return None where a completion cannot be scored."
+        )
+    return number
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+@contextmanager
+def own_precision() -> Iterator[None]:
+    """Let torch compute inside as it does by itself: in float32, without autocast.
+
+    In validation and prediction functions are called in the precision of the Trainer, in rollouts they are not; a
+    network that judges shall give the same score there as here.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    default = torch.get_default_dtype()
+    with ExitStack() as stack:
+        for device_type in {"cpu", "cpu" if accelerator is None else accelerator.type}:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)

@@ -7,17 +7,17 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from lit_posttrain.batching import PlannedRollout, Ranks, Rollout, plan_steps, stable_hash
 from lit_posttrain.functional import Aggregation, normalizer
 from lit_posttrain.models.sharding import whole
+from lit_posttrain.models.source import ModelSource
 from lit_posttrain.models.tokenizers import pad_token_id
 from lit_posttrain.models.weights import NonFiniteError
 from lit_posttrain.rewards.protocol import RewardFunctions, Scores
-from lit_posttrain.rollout.engine import LocalEngine, PromptRow, check_rows
+from lit_posttrain.rollout.engine import LocalEngine, PromptRow
+from lit_posttrain.rollout.metrics import RolloutRecord, ScoredCompletions
 from lit_posttrain.rollout.options import Rollouts, Sampling
-from lit_posttrain.rollout.records import RolloutRecord, ScoredCompletions
 
 # A prompt's random numbers are keyed by rollout, prompt batch in the rollout (8 bits) and place in that batch (24).
 PLACE_BITS = 24
@@ -35,7 +35,7 @@ class RolloutAlgorithm(Protocol):
         max_resample_batches: further prompt batches that may be sampled in place of groups without spread; 0 = keep
             all groups.
         main_network: the policy.
-        tokenizer: its tokenizer.
+        source: the model that it came from, and its tokenizer.
         device: where it is.
     """
 
@@ -44,11 +44,10 @@ class RolloutAlgorithm(Protocol):
     aggregation: Aggregation
     mask_truncated: bool
     max_resample_batches: int
+    source: ModelSource
 
     @property
     def main_network(self) -> nn.Module: ...  # noqa: D102
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase: ...  # noqa: D102
     @property
     def device(self) -> torch.device: ...  # noqa: D102
 
@@ -119,7 +118,10 @@ class RolloutCollector:
         """
         algorithm = self._algorithm
         with whole(algorithm.main_network):  # for processes without prompts, too
-            scored, groups, numbers = self._sample_groups(rows, index, more_rows)
+            scored = self._sample(rows, index, batch=0)
+            groups, numbers = torch.arange(len(rows)), scored.prompt_index
+            if algorithm.max_resample_batches > 0:
+                scored, groups, numbers = self._resample(scored, index, more_rows)
         started = time.perf_counter()
         learnt = scored.rows_of(groups)
         rollout = self._as_rollout(scored, learnt)
@@ -128,7 +130,8 @@ class RolloutCollector:
         shaping = algorithm.reward_shaping(rollout)[:count]
         rewards = rollout.rewards[:count] + shaping
         of_sequences = rewards.new_zeros(len(rollout))
-        of_sequences[:count] = self._advantages_over_ranks(rewards, numbers)
+        alone = self._ranks.place == (0, 1)
+        of_sequences[:count] = algorithm.advantages(rewards) if alone else self._compare(rewards, numbers)
         advantages = algorithm.token_advantages(of_sequences, rollout)
         rollout.advantages = advantages.masked_fill(rollout.rewards.isnan()[:, None], 0)  # nobody knows how good it was
         try:
@@ -136,52 +139,65 @@ class RolloutCollector:
         except NonFiniteError as error:
             raise NonFiniteError(f"rollout {index}, at step {step}: {error}") from None
 
+        scored = replace(scored, score_s=scored.score_s + time.perf_counter() - started)
+        kept = len(groups) if algorithm.max_resample_batches > 0 else None
+        return planned, self._record(rollout, scored, learnt, shaping, metrics, index=index, step=step, kept=kept)
+
+    def _record(
+        self,
+        rollout: Rollout,
+        scored: ScoredCompletions,
+        learnt: Tensor,
+        shaping: Tensor,
+        metrics: RewardFunctions | None,
+        *,
+        index: int,
+        step: int,
+        kept: int | None,
+    ) -> RolloutRecord:
+        """Say of all completions what became of those that are learnt from."""
         mean_advantages, given_shaping = torch.zeros(2, len(scored.rewards))
         mask = rollout.completion_mask.cpu()
         means = (rollout.advantages.cpu().double() * mask).sum(1) / mask.sum(1)
-        mean_advantages[learnt] = means[:count].float()
+        mean_advantages[learnt] = means[: len(learnt)].float()
         given_shaping[learnt] = shaping.cpu().float()
         metric_scores = torch.zeros(0, 0 if metrics is None else len(metrics.names))
         if metrics is not None and scored.completions is not None:
             metric_scores = scored.completions.score(metrics)
-        record = RolloutRecord(
+        return RolloutRecord(
             index=index,
             step=step,
-            scored=replace(scored, score_s=scored.score_s + time.perf_counter() - started),
+            scored=scored,
             reward_names=self._rewards.names,
             metric_names=[] if metrics is None else metrics.names,
             metric_scores=metric_scores,
             shaping=given_shaping,
             advantages=mean_advantages,
-            groups_kept=len(groups) if algorithm.max_resample_batches > 0 else None,
+            groups_kept=kept,
         )
-        return planned, record
 
-    def _sample_groups(
-        self, rows: list[PromptRow], index: int, more_rows: Callable[[], list[PromptRow]]
+    def _resample(
+        self, scored: ScoredCompletions, index: int, more_rows: Callable[[], list[PromptRow]]
     ) -> tuple[ScoredCompletions, Tensor, Tensor]:
-        """Complete the prompts and, with dynamic sampling, further ones until enough groups have spread.
+        """Complete further prompts until enough groups have spread: dynamic sampling.
 
         Returns:
             All that was sampled, the groups of it that are learnt from, (n,), and their numbers over all ranks, (n,).
         """
-        parts = [self._sample(rows, index, batch=0)]
-        if self._algorithm.max_resample_batches == 0:
-            return parts[0], torch.arange(len(rows)), parts[0].prompt_index
-        wanted = int(self._ranks.sum(torch.tensor(len(rows))))
+        parts = [scored]
+        wanted = int(self._ranks.sum(torch.tensor(len(scored.prompt_index))))
         for batch in range(1, self._algorithm.max_resample_batches + 1):
             found = sum(int(part.spread.sum()) for part in parts)
             if int(self._ranks.sum(torch.tensor(found))) >= wanted:
                 break
             parts.append(self._sample(more_rows(), index, batch=batch))
-        scored = ScoredCompletions.join(parts, pad_id=pad_token_id(self._algorithm.tokenizer))
+        scored = ScoredCompletions.join(parts, pad_id=pad_token_id(self._algorithm.source.tokenizer))
         return scored, *first_with_spread(scored, count=wanted, gather=self._ranks.gather)
 
     def _sample(self, rows: list[PromptRow], index: int, *, batch: int) -> ScoredCompletions:
         """Complete and score the prompts of a batch, the `batch`-th of the rollout."""
-        check_rows(rows)
-        algorithm = self._algorithm
-        places = torch.arange(len(rows)) * self._ranks.number + self._ranks.own  # in the batch over all ranks
+        algorithm, (own, ranks) = self._algorithm, self._ranks.place
+        places = torch.arange(len(rows)) * ranks + own  # in the batch over all ranks
         prompt_index = places + (batch << PLACE_BITS)
         completions = None
         if rows:
@@ -211,7 +227,7 @@ class RolloutCollector:
         """Put the given completions together, their advantages still 0; a masked row where there are none."""
         algorithm = self._algorithm
         if scored.completions is None or len(learnt) == 0:
-            return Rollout.masked_row(pad_token_id(algorithm.tokenizer)).to(algorithm.device)
+            return Rollout.masked_row(pad_token_id(algorithm.source.tokenizer)).to(algorithm.device)
         tokens, truncated = scored.completions.tokens, scored.completions.truncated
         mask = tokens.completion_mask
         token_rewards = torch.zeros(mask.shape)
@@ -227,11 +243,9 @@ class RolloutCollector:
         )
         return rollout.select(learnt.to(mask.device))
 
-    def _advantages_over_ranks(self, rewards: Tensor, numbers: Tensor) -> Tensor:
+    def _compare(self, rewards: Tensor, numbers: Tensor) -> Tensor:
         """Compare this rank's rewards, (B,), with those of all ranks; `numbers` of its groups, (N,)."""
         algorithm = self._algorithm
-        if self._ranks.number == 1:
-            return algorithm.advantages(rewards)
         ranks = self._ranks.gather((numbers, rewards.cpu()))
         num_groups = 1 + max((int(groups.max()) for groups, _ in ranks if len(groups)), default=-1)
         # in the order of the prompts, so that sums over all of them are those of one process to the last bit; where a
@@ -267,7 +281,7 @@ class RolloutCollector:
         counts = self._ranks.sum(counts).cpu()
         if counts[:, 2].any():
             raise NonFiniteError(_not_finite(rollout))
-        pad_id = pad_token_id(algorithm.tokenizer)
+        pad_id = pad_token_id(algorithm.source.tokenizer)
         return PlannedRollout(rollout, steps, counts[:, 0], counts[:, 1] == 0, pad_id=pad_id)
 
 

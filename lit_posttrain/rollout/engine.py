@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.batching import TokenBatch, lengths_to_mask, pad_left
-from lit_posttrain.data.chat import completion_as, encode_prompt
+from lit_posttrain.data.formats.chat import completion_as, encode_prompt
 from lit_posttrain.data.prompts import PromptDataModule
 from lit_posttrain.functional.random import pick_tokens, sample_keys, uniforms
-from lit_posttrain.models.folders import context_length
 from lit_posttrain.models.networks.policy import evaluation_mode
-from lit_posttrain.models.tokenizers import eos_token_ids, pad_token_id
+from lit_posttrain.models.source import ModelSource
+from lit_posttrain.models.tokenizers import context_length, eos_token_ids, pad_token_id
 from lit_posttrain.rewards.protocol import RewardFunctions, Scores
 from lit_posttrain.rollout.options import Sampling
 
@@ -84,8 +84,8 @@ class WritesText(Protocol):
         """The policy's model, with whole weights."""
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer."""
+    def source(self) -> ModelSource:
+        """Where that came from, with its tokenizer."""
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """The context of the Trainer's precision."""
@@ -125,9 +125,9 @@ class LocalEngine:
             ValueError: if a prompt leaves no room for a completion in the model's context.
         """
         started = time.perf_counter()
-        model, tokenizer = self._module.language_model, self._module.tokenizer
+        model, tokenizer = self._module.language_model, self._module.source.tokenizer
         context = context_length(model.config)
-        prompts = [encode_row(row, tokenizer, context=context, longest=sampling.max_new_tokens) for row in rows]
+        prompts = encode_rows(rows, tokenizer, context=context, longest=sampling.max_new_tokens)
         with evaluation_mode(model), self._module.forward_context():
             tokens, truncated = sample_completions(
                 model,
@@ -222,7 +222,8 @@ def _decode(
     finished = torch.zeros(len(keys), dtype=torch.bool, device=keys.device)
 
     cache = DynamicCache(config=model.config)
-    cached = {_cache_argument(model): cache}
+    # transformers 5.24 has another name for it, and knows the old one until 5.40
+    cached = {"cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values": cache}
     positions = (prompt_mask.cumsum(1) - 1).clamp(min=0)
     logits = _next_logits(model, prompt_ids, prompt_mask, positions, cached).repeat_interleave(num_samples, 0)
     cache.batch_repeat_interleave(num_samples)  # the prompt is computed once for its whole group
@@ -271,18 +272,23 @@ def _next_logits(
     return output.logits[:, -1]
 
 
-def _cache_argument(model: PreTrainedModel) -> str:
-    """What a model calls its cache: transformers 5.24 has another name for it, and knows the old one until 5.40."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+def encode_rows(
+    rows: Sequence[PromptRow], tokenizer: PreTrainedTokenizerBase, *, context: int | None, longest: int
+) -> list[list[int]]:
+    """Make tokens of the prompts of rows, each of which must fit the context together with the longest completion.
 
-
-def check_rows(rows: Sequence[PromptRow]) -> None:
-    """Refuse a batch that is no list of row dictionaries with a prompt each.
+    Args:
+        rows: N dictionaries, each with a `prompt`.
+        tokenizer: of the model.
+        context: tokens that the model has positions for; None = not known.
+        longest: tokens of the longest completion.
 
     Raises:
         TypeError: if a row is no dictionary.
         KeyError: if it has no prompt.
+        ValueError: if a prompt is too long.
     """
+    encoded = []
     for row in rows:
         if not isinstance(row, Mapping):
             raise TypeError(
@@ -291,18 +297,15 @@ def check_rows(rows: Sequence[PromptRow]) -> None:
             )
         if "prompt" not in row:
             raise KeyError(f"a prompt row needs the key `prompt`; this one has {', '.join(map(repr, row)) or 'none'}.")
-
-
-def encode_row(row: PromptRow, tokenizer: PreTrainedTokenizerBase, *, context: int | None, longest: int) -> list[int]:
-    """Token ids of a row's prompt, which together with the longest completion must fit the model's context."""
-    ids = encode_prompt(row["prompt"], tokenizer)
-    if context is not None and len(ids) + longest > context:
-        raise ValueError(
-            f"the prompt has {len(ids)} tokens and `sampling.max_new_tokens` is {longest}, but the "
-            f"model's context is {context} tokens. Shorten or remove the prompt, or lower `max_new_tokens`. "
-            f"It begins: {str(row['prompt'])[:80]!r}"
-        )
-    return ids
+        ids = encode_prompt(row["prompt"], tokenizer)
+        if context is not None and len(ids) + longest > context:
+            raise ValueError(
+                f"the prompt has {len(ids)} tokens and `sampling.max_new_tokens` is {longest}, but the model's context "
+                f"is {context} tokens. Shorten or remove the prompt, or lower `max_new_tokens`. "
+                f"It begins: {str(row['prompt'])[:80]!r}"
+            )
+        encoded.append(ids)
+    return encoded
 
 
 # What a chat template may add to a prompt, in tokens, at the most generous guess.
@@ -332,6 +335,6 @@ def check_prompt_lengths(
             if len(str(rows[index]["prompt"]).encode()) + TEMPLATE_ALLOWANCE + longest <= context:
                 continue
             try:
-                encode_row(rows[index], tokenizer, context=context, longest=longest)
+                encode_rows([rows[index]], tokenizer, context=context, longest=longest)
             except ValueError as error:
                 raise ValueError(f"{datamodule.where(split, index)}: {error}") from None

@@ -11,7 +11,7 @@ from lit_posttrain.batching import Means, stable_hash
 from lit_posttrain.functional import pass_at_k
 from lit_posttrain.rewards.loading import load_function
 from lit_posttrain.rewards.protocol import RewardFunctions
-from lit_posttrain.rollout.engine import Completions, LocalEngine, PromptRow, check_rows
+from lit_posttrain.rollout.engine import Completions, LocalEngine, PromptRow
 from lit_posttrain.rollout.options import Sampling, Validation
 
 VALIDATION_SEED = 0
@@ -96,12 +96,13 @@ class PromptEvaluator:
 
     def _complete(self, rows: list[PromptRow], sampling: Sampling, *, num_samples: int) -> Completions:
         """Draw random numbers that depend on what the prompt says alone: the same in every run and at every step."""
-        check_rows(rows)
+        # what is no row is refused by the engine, in words
+        prompts = [row["prompt"] if isinstance(row, Mapping) and "prompt" in row else None for row in rows]
         return self._engine.complete(
             rows,
             sampling=sampling,
             num_samples=num_samples,
-            prompt_keys=torch.tensor([stable_hash(row["prompt"]) for row in rows]),
+            prompt_keys=torch.tensor([stable_hash(prompt) for prompt in prompts]),
             seed=VALIDATION_SEED,
             batch_size=self._batch_size,
         )

@@ -1,6 +1,7 @@
 """Rollouts as data: a training loader that turns prompt batches into the micro-batches of optimiser steps."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -81,19 +82,9 @@ class SideStream:
     """
 
     def __init__(self, open_pass: Callable[[int, int], Iterator[list[dict[str, Any]]]]) -> None:
+        self.place = (0, 0)
         self._open_pass = open_pass
-        self._place = (0, 0)
-        self._batches: Iterator[list[dict[str, Any]]] | None = None
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """Pass and position of the next batch."""
-        return self._place
-
-    @place.setter
-    def place(self, place: tuple[int, int]) -> None:
-        if place != self._place:
-            self._place, self._batches = place, None
+        self._opened: tuple[tuple[int, int], Iterator[list[dict[str, Any]]]] | None = None  # a pass, and its place
 
     def __call__(self) -> list[dict[str, Any]]:
         """The next batch, this rank's part of it.
@@ -102,14 +93,16 @@ class SideStream:
             ValueError: if a pass has no batch.
         """
         for _ in range(2):
-            epoch, position = self._place
-            if self._batches is None:
-                self._batches = self._open_pass(SIDE_EPOCHS + epoch, position)
-            rows = next(self._batches, None)
+            epoch, position = self.place
+            if self._opened is None or self._opened[0] != self.place:
+                self._opened = (self.place, self._open_pass(SIDE_EPOCHS + epoch, position))
+            batches = self._opened[1]
+            rows = next(batches, None)
             if rows is not None:
-                self._place = (epoch, position + 1)
+                self.place = (epoch, position + 1)
+                self._opened = (self.place, batches)
                 return rows
-            self._place, self._batches = (epoch + 1, 0), None
+            self.place = (epoch + 1, 0)
         raise ValueError("there are no prompts to sample more groups from: the training prompt loader is empty.")
 
 
@@ -206,7 +199,7 @@ class RolloutLoader(PassLoader):
                 self._rollouts_made += 1
             assert self._current is not None
             position += 1
-            self._moved(position)
+            self._place = replace(place, position=position)
             yield self._current.micro_batch(number)
 
     def _own_state(self) -> dict[str, Any]:

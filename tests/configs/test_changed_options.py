@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from lit_posttrain.app.changed_options import changed_options
+from lit_posttrain.app.options.changed import changed_options
 from tests.composing import compose_train
 
 

@@ -77,7 +77,7 @@ def test_help_examples_compose(example):
         (["algo=dpo", "beta=0.1"], "there is no option `beta`; it is `algo.beta` here."),
         (["--max_steps", "10"], "without dashes; this one is `trainer.max_steps=10`."),
         (["--learning-rate=1e-4", "algo=sft"], "without dashes; this one is `optim.lr=1e-4`."),
-        (["trainer.profiler=simple"], "`+trainer.profiler=...` gives the Trainer an argument that is not listed."),
+        (["trainer.profiler=simple"], "`+trainer.profiler=...` adds it, since `lightning.pytorch.Trainer` takes it."),
         (["callbacks.ema=1"], "`+callbacks.ema={_target_: ...}` adds a callback."),
         (["model=gtp2", "algo.group_size=4"], "there is no `model=gtp2`. Did you mean `gpt2`?"),
         (
@@ -96,7 +96,7 @@ def test_help_examples_compose(example):
         ),
         (
             ["algo=ppo", "scheduler=constant"],
-            "`scheduler=constant` has no effect: `tuned=tiny_ppo` puts transformers.get_wsd_schedule in its place. ",
+            "`scheduler=constant` has no effect: `recipe=tiny_ppo` puts transformers.get_wsd_schedule in its place. ",
         ),
         (["moddel=tiny"], "there is no option `moddel`. Did you mean `model`?"),
         (["algo.groupsize=4"], "there is no option `algo.groupsize`. Did you mean `algo.group_size`?"),
@@ -110,8 +110,17 @@ def test_help_examples_compose(example):
         (["model/lora=defualt"], "there is no `model/lora=defualt`. Did you mean `default`?"),
         (["-m", "algo.groupsize=4,8"], "there is no option `algo.groupsize`. Did you mean `algo.group_size`?"),
         (["+algo.groupsize=4"], "there is no option `algo.groupsize`. Did you mean `group_size`?"),
-        (["+max_steps=3"], "there is no option `max_steps`. Did you mean `trainer.max_steps`?"),
-        (["++watch.metrics=val/success"], "there is no option `watch.metrics`. Did you mean `watch.metric`?"),
+        (["+max_steps=3"], "there is no option `max_steps`; it is `trainer.max_steps` here."),
+        (["trainer.profilr=simple"], "there is no option `trainer.profilr`. Did you mean `+trainer.profiler`?"),
+        (["callbacks.best_checkpoint.save_last=true"], "`+callbacks.best_checkpoint.save_last=...` adds it, since"),
+        (["+algo.num_generations=4"], "there is no option `algo.num_generations`; it is `algo.group_size` here."),
+        (["algo=ppo", "vf_coef=1"], "there is no option `vf_coef`; it is `algo."),
+        (["trainer.logger=false"], "`trainer.logger` is taken: use the group `logger`."),
+        (["recipe=tiny_pp"], "there is no `recipe=tiny_pp`. Did you mean `tiny_ppo`?"),
+        (["tuned=tiny_ppo"], "there is no option `tuned`; it is `recipe` here."),
+        (["--beta", "0.1"], "without dashes; this one is `algo.kl_coef=0.1`."),
+        (["algo=dpo", "--beta", "0.1"], "without dashes; this one is `algo.beta=0.1`."),
+        (["++monitor.metrics=val/success"], "there is no option `monitor.metrics`. Did you mean `monitor.metric`?"),
         (["mode=fitt"], "`mode` must be one of fit, validate, predict, got `fitt`. Did you mean `fit`?"),
         (["data=prompts", "reward.path=a.py:f"], "`data.path` must be given: add `data.path=...` to the command line."),
         (
@@ -125,6 +134,22 @@ def test_mistake_ends_with_the_nearest_name(command_line, arguments, said):
     assert status == 1
     assert said in errors
     assert "Traceback" not in errors
+
+
+def test_a_wrong_value_is_refused_without_torch_and_leaves_nothing(tmp_path):
+    code = "import atexit, sys; from lit_posttrain.app.cli import main; sys.argv[1:] = ['algo.ratio=tokn']; "
+    code += "atexit.register(lambda: print('torch' in sys.modules)); main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout.strip()) == (1, "False"), done.stderr
+    assert "`algo.ratio` must be one of token, sequence, got `tokn`." in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_argument_of_the_library_is_named_as_an_option(command_line):
+    status, printed, errors = command_line("algo=ppo", "algo.sampling.temperature=-1", "hydra.run.dir=here")
+    assert status == 1
+    assert "(0 = greedy). On the command line: `algo.sampling.temperature`.\n" in errors
+    assert "recipe tiny_ppo: " in printed
 
 
 def test_the_traceback_is_kept_in_the_folder_of_the_run(command_line, tmp_path):

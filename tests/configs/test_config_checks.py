@@ -7,9 +7,9 @@ import pytest
 from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 
 from lit_posttrain import AtomicCheckpointIO
-from lit_posttrain.app.checks import check_config
+from lit_posttrain.app.callbacks import MonitoredMetric
+from lit_posttrain.app.options.checks import check_config
 from lit_posttrain.app.run import make_trainer
-from lit_posttrain.app.watched_metric import WatchedMetric
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
 from tests.composing import compose_train
 
@@ -24,13 +24,19 @@ from tests.composing import compose_train
         (["data=prompts"], "`data.path`, `reward.path` must be given: add `data.path=... reward.path=...`"),
         (["model=local"], "`model.path` must be given: add `model.path=...` to the command line."),
         (["algo.mask_truncated=no"], "`algo.mask_truncated` must be true or false, got `no`."),
+        (["algo.ratio=tokn"], "`algo.ratio` must be one of token, sequence, got `tokn`. Did you mean `token`?"),
+        (["model.attention=flash"], "`model.attention` must be one of sdpa, eager, flash_attention_2"),
+        (["algo.sampling=3"], "`algo.sampling` must have options of its own, got `3`."),
+        (["model.lora=default"], "options of its own, got `default`: `model/lora=default` chooses them."),
+        (["+trainer.detect_anomaly=no"], "`trainer.detect_anomaly` must be true or false, got `no`."),
+        (["overwrite=maybe"], "`overwrite` must be true or false, got `maybe`."),
         (["algo.group_size=eight"], "`algo.group_size` must be a whole number, got `eight`."),
         (["algo.group_size=2.5"], "`algo.group_size` must be a whole number, got `2.5`."),
         (["algo.clip_low=null"], "`algo.clip_low` must be a number, got null."),
         (["trainer.max_steps=ten"], "`trainer.max_steps` must be a whole number, got `ten`."),
         (["seed=one"], "`seed` must be a whole number, got `one`."),
         (["seed=-1"], "`seed` must be from 0 to 2^32 - 1, got -1."),
-        (["watch.mode=maximum"], "`watch.mode` must be min or max, got `maximum`."),
+        (["monitor.mode=maximum"], "`monitor.mode` must be min or max, got `maximum`."),
         (["optim.lr=abc"], "`optim.lr` must be a number, got `abc`."),
         (["optim.betas=3"], "`optim.betas` must be a list of numbers from 0 to below 1, as [0.9,0.95], got `3`."),
         (["optim.betas=[0.9,2]"], "`optim.betas` must be a list of numbers from 0 to below 1, as [0.9,0.95], got"),
@@ -88,27 +94,27 @@ def test_check_finds_nothing_wrong_with_the_defaults():
         ("val/reward", ["grad_norm"], None),  # nothing was validated
     ],
 )
-def test_watched_metric_is_one_of_validation(metric, reported, said):
+def test_monitored_metric_is_one_of_validation(metric, reported, said):
     trainer = SimpleNamespace(callback_metrics=dict.fromkeys(reported, 0.0))
     if said is None:
-        WatchedMetric("watch.metric", metric).on_sanity_check_end(trainer, None)
+        MonitoredMetric("monitor.metric", metric).on_sanity_check_end(trainer, None)
     else:
         with pytest.raises(
-            ValueError, match=r"`watch\.metric` must be a metric of this run, got `val/rewrad`"
+            ValueError, match=r"`monitor\.metric` must be a metric of this run, got `val/rewrad`"
         ) as error:
-            WatchedMetric("watch.metric", metric).on_sanity_check_end(trainer, None)
+            MonitoredMetric("monitor.metric", metric).on_sanity_check_end(trainer, None)
         assert said in str(error.value)
 
 
 def test_the_gate_of_a_pipeline_is_watched_too(tmp_path):
     def watched(*overrides):
         trainer = make_trainer(compose_train("logger=csv", *overrides, run_dir=tmp_path), MetricsHistory())
-        found = [callback for callback in trainer.callbacks if isinstance(callback, WatchedMetric)]
+        found = [callback for callback in trainer.callbacks if isinstance(callback, MonitoredMetric)]
         assert len({callback.state_key for callback in found}) == len(found)
         return [(callback.option, callback.metric) for callback in found]
 
-    assert watched() == [("watch.metric", "val/reward")]
-    assert watched("gate=val/loss") == [("watch.metric", "val/reward"), ("gate", "val/loss")]
+    assert watched() == [("monitor.metric", "val/reward")]
+    assert watched("gate=val/loss") == [("monitor.metric", "val/reward"), ("gate", "val/loss")]
 
 
 @pytest.mark.parametrize(

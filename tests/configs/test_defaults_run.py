@@ -13,8 +13,8 @@ from tests.composing import choices, compose_train
 ONLINE = ("grpo", "ppo", "rloo", "reinforce_pp")
 # What learns from which data; `unpaired` is an option of its algorithm.
 LEARNERS = {
-    ("gridworld", "prompts", "gsm8k", "preference_prompts"): ONLINE,
-    ("gridworld_sft", "instruct", "gsm8k_sft", "alpaca", "chosen"): ("sft",),
+    ("gridworld", "prompts", "gsm8k"): ONLINE,
+    ("gridworld_sft", "instruct", "gsm8k_sft", "alpaca"): ("sft",),
     ("gridworld_preferences", "preferences", "hh_rlhf"): ("dpo", "reward_model"),
     ("gridworld_unpaired",): ("dpo",),
 }
@@ -24,11 +24,9 @@ RUNS += [("tiny_random", algo, data) for (data, *_), algos in LEARNERS.items() f
 PATHS = {
     "prompts": ["data.path=prompts.jsonl", "reward.path=rewards.py:length"],
     "gsm8k": ["data.path=prompts.jsonl"],
-    "preference_prompts": ["data.path.preferences.path=pairs.jsonl", "reward.path=reward_model"],
     "instruct": ["data.path=demonstrations.jsonl"],
     "gsm8k_sft": ["data.path=prompts.jsonl"],
     "alpaca": ["data.path=prompts.jsonl"],
-    "chosen": ["data.path.preferences.path=pairs.jsonl"],
     "preferences": ["data.path=pairs.jsonl"],
     "hh_rlhf": ["data.path=dialogues.jsonl"],
     "gridworld_unpaired": ["algo.loss=kto"],
@@ -42,7 +40,6 @@ SHORT = {
     "data.path.num_demonstrations": 4,
     "data.path.num_pairs": 4,
     "data.path.num_validation": 2,
-    "data.path.preferences.batch_size": 2,
     "data.val_prompts.path.num_validation": 2,
     "algo.validation.num_samples": 1,
     "algo.normalization_pairs": 2,
@@ -97,8 +94,20 @@ def shortened(cfg: DictConfig) -> DictConfig:
 
 @pytest.mark.parametrize(("model", "algo", "data"), RUNS)
 def test_a_run_without_further_options(world, monkeypatch, tmp_path, model, algo, data):
+    run_short(world, monkeypatch, tmp_path, f"algo={algo}", f"model={model}", f"data={data}", *PATHS.get(data, []))
+
+
+@pytest.mark.parametrize(
+    ("algo", "view"), [("sft", ["chosen"]), *((algo, ["prompts", "reward.path=reward_model"]) for algo in ONLINE)]
+)
+def test_a_run_on_preferences_seen_otherwise(world, monkeypatch, tmp_path, algo, view):
+    data = [*PATHS["preferences"], f"data.view={view[0]}", *view[1:]]
+    run_short(world, monkeypatch, tmp_path, f"algo={algo}", "model=tiny", "data=preferences", *data)
+
+
+def run_short(world, monkeypatch, tmp_path, *overrides):
+    """A run of one step, in the folder of the world."""
     monkeypatch.chdir(world)
-    overrides = [f"algo={algo}", f"model={model}", f"data={data}", *PATHS.get(data, [])]
     quiet = ["threads=1", "logger=csv", "+trainer.enable_progress_bar=false"]
     run(shortened(compose_train(*overrides, *quiet, run_dir=tmp_path)))
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 1

@@ -7,10 +7,16 @@ from types import SimpleNamespace
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from lit_posttrain.app.checks import check_config
-from lit_posttrain.app.loggers import TENSORBOARD, make_loggers
+from lit_posttrain.app.loggers import (
+    key_is_configured,
+    last_run_id,
+    make_loggers,
+    own_wandb_run,
+    sweep_name,
+    wandb_logger,
+)
+from lit_posttrain.app.options.checks import TENSORBOARD, check_config
 from lit_posttrain.app.run import make_trainer
-from lit_posttrain.app.wandb_runs import key_is_configured, last_run_id, own_wandb_run, sweep_name, wandb_logger
 from lit_posttrain.callbacks.metrics_csv import MetricsCSV
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
 from tests.composing import compose_train

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lit_posttrain.app import pipeline, rehearsal
+from lit_posttrain.app.pipeline import preflight
+from lit_posttrain.app.pipeline import run as pipeline
 from tests.composing import CONF
 
 HERE = "PIPELINE"
@@ -15,10 +16,10 @@ HERE = "PIPELINE"
 def stages(monkeypatch):
     """Instead of a run: a summary, an export, and the arguments, without where the folder is; a status to end with.
 
-    Instead of a rehearsal its name is noted.
+    Instead of looking over a stage its name is noted.
     """
     started: list[list[str]] = []
-    state = {"status": 0, "digest": "a", "scores": {"first": 0.4, "last": 0.6}, "rehearsed": []}
+    state = {"status": 0, "digest": "a", "scores": {"first": 0.4, "last": 0.6}, "looked_over": []}
 
     def fake(arguments, *, lock):
         folder = Path(next(a for a in arguments if a.startswith("hydra.run.dir=")).partition("=")[2])
@@ -36,7 +37,7 @@ def stages(monkeypatch):
         return 0
 
     monkeypatch.setattr(pipeline, "run_stage", fake)
-    monkeypatch.setattr(rehearsal, "rehearse", lambda cfg, outline: state["rehearsed"].append(outline.name))
+    monkeypatch.setattr(preflight, "look_over", lambda cfg, outline: state["looked_over"].append(outline.name))
     return started, state
 
 
@@ -62,8 +63,8 @@ def test_rlhf_on_the_embedded_task(command_line, stages, tmp_path):
     ]
     assert [arguments[:-1] for arguments in stages[0]] == [
         ["algo=sft", "model=tiny_random", "data=gridworld_sft", "gate=val/loss"],
-        ["algo=reward_model", *from_sft, "tuned=tiny_random_reward_model", pairs, "gate=val/accuracy"],
-        ["algo=ppo", *from_sft, "tuned=tiny_random_ppo", *rewarded, "gate=val/reward"],
+        ["algo=reward_model", *from_sft, "recipe=tiny_random_reward_model", pairs, "gate=val/accuracy"],
+        ["algo=ppo", *from_sft, "recipe=tiny_random_ppo", *rewarded, "gate=val/reward"],
     ]
     names = ("sft", "rm", "ppo")
     assert [arguments[-1] for arguments in stages[0]] == [f"hydra.run.dir={HERE}/{name}" for name in names]
@@ -78,17 +79,17 @@ def test_rlhf_on_the_embedded_task(command_line, stages, tmp_path):
     assert "val/loss 1.000 <= 2.000" in printed
 
     sft, rm, ppo = (config(tmp_path / "road" / name) for name in ("sft", "rm", "ppo"))
-    tuned = [tuned_lr(name) for name in ("random_sft", "random_reward_model", "random_ppo")]
-    assert [each["optim"]["lr"] for each in (sft, rm, ppo)] == tuned
+    rates = [recipe_lr(name) for name in ("random_sft", "random_reward_model", "random_ppo")]
+    assert [each["optim"]["lr"] for each in (sft, rm, ppo)] == rates
     assert "gate" not in sft  # with another one the weights are the same
     # the learned reward is what PPO is given, and the true scores stand beside it
     assert ppo["reward"]["_target_"] == "lit_posttrain.rewards.model.load_reward_model"
     assert set(ppo["data"]["scores"]) == {"success", "optimal"}
 
 
-def tuned_lr(name: str) -> float:
-    """What conf/tuned says for tiny or, after `random_`, for tiny_random."""
-    lines = (CONF / "tuned" / f"tiny_{name}.yaml").read_text().splitlines()
+def recipe_lr(name: str) -> float:
+    """What conf/recipe says for tiny or, after `random_`, for tiny_random."""
+    lines = (CONF / "recipe" / f"tiny_{name}.yaml").read_text().splitlines()
     return float(next(line for line in lines if line.startswith("  lr: ")).split()[1])
 
 
@@ -101,9 +102,8 @@ def test_rlhf_on_preferences_of_another_model(command_line, stages, tmp_path):
     assert [each["optim"]["lr"] for each in (sft, rm, ppo)] == [2e-5, 5e-6, 3e-6]  # of conf/optim
     assert [each["data"]["batch_size"] for each in (sft, rm, ppo)] == [8, 8, 8]
     sft, ppo = sft["data"], ppo["data"]
-    assert (sft["max_length"], sft["drop_invalid"], sft["path"]["preferences"]["path"]) == (100, True, "hh.jsonl")
-    assert (ppo["path"]["max_length"], ppo["path"]["model"]["path"]) == (100, "sft")
-    assert ppo["path"]["preferences"]["format"] == "implicit"
+    assert (sft["view"], sft["max_length"], sft["drop_invalid"], sft["path"]) == ("chosen", 100, True, "hh.jsonl")
+    assert (ppo["view"], ppo["max_length"], ppo["format"], ppo["path"]) == ("prompts", 100, "implicit", "hh.jsonl")
 
 
 def test_killed_stopped_by_a_gate_done_and_changed(command_line, stages, tmp_path):
@@ -131,19 +131,19 @@ def test_killed_stopped_by_a_gate_done_and_changed(command_line, stages, tmp_pat
     assert (status, statuses()) == (1, [("stopped", True), ("waiting", False)])
     assert "the gate of stage `sft` cannot be judged: it reports no `val/los`. Did you mean `val/loss`?" in errors
 
-    state["rehearsed"].clear()
+    state["looked_over"].clear()
     status, printed, _ = command_line(*road, "pipeline.stages.sft.gate=null", "logger=csv")
     assert (status, statuses()) == (0, [("done", True), ("done", False)])
-    assert state["rehearsed"] == ["grpo"]
+    assert state["looked_over"] == ["grpo"]
     assert "is done and unchanged; it is not run again" in printed
     assert [arguments[0] for arguments in started] == ["algo=sft", "algo=sft", "algo=grpo"]
 
     state["digest"] = "b"  # with other weights of the first stage what is built on them is made anew
-    state["rehearsed"].clear()
+    state["looked_over"].clear()
     status, printed, _ = command_line(*road, "stage.sft.optim.lr=1e-4")
     assert (status, statuses()) == (0, [("done", False), ("done", False)])
-    assert state["rehearsed"] == ["sft", "grpo"]
-    assert f"optim.lr: {tuned_lr('random_sft')} -> 0.0001" in printed
+    assert state["looked_over"] == ["sft", "grpo"]
+    assert f"optim.lr: {recipe_lr('random_sft')} -> 0.0001" in printed
     assert "sft: other weights" in printed
 
 
@@ -160,11 +160,12 @@ def test_killed_stopped_by_a_gate_done_and_changed(command_line, stages, tmp_pat
         (["pipeline=grpo", "pipeline.stages.sft=null"], "`pipeline.stages.sft` must have `overrides`, a list, got"),
     ],
 )
-def test_a_mistake_is_told_before_the_first_stage(command_line, stages, arguments, said):
+def test_a_mistake_is_told_before_the_first_stage(command_line, stages, tmp_path, arguments, said):
     status, _, errors = command_line(*arguments)
     assert (status, stages[0]) == (1, [])
     assert said in errors
     assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from lit_posttrain.app.gate import Gate
-from lit_posttrain.app.pipeline_plan import plan_stages
-from lit_posttrain.app.stage_options import gather_stage_options
+from lit_posttrain.app.pipeline.gate import Gate
+from lit_posttrain.app.pipeline.plan import gather_stage_options, plan_stages
 from tests.composing import CONF
 
 PIPELINES = sorted(path.stem for path in (CONF / "pipeline").glob("*.yaml"))
@@ -42,7 +41,7 @@ def test_the_first_stage_starts_from_the_model_and_the_others_from_an_export(nam
     for overrides in others:
         assert {"model=local", "model.path={sft}"} <= set(overrides)
         (algo,) = (override.removeprefix("algo=") for override in overrides if override.startswith("algo="))
-        assert f"tuned=gpt2_{algo}" in overrides  # what suits the model suits what came of it
+        assert f"recipe=gpt2_{algo}" in overrides  # what suits the model suits what came of it
 
 
 def test_ppo_goes_by_the_reward_model():
@@ -52,11 +51,10 @@ def test_ppo_goes_by_the_reward_model():
 def test_preferences_are_demonstrations_pairs_and_prompts():
     data = ["data=hh_rlhf", "data.path=hh.jsonl", "+data.max_length=100"]
     stages = plan("rlhf", "model=gpt2", *data)
-    held = ["data.path.preferences.path=hh.jsonl", "+data.path.preferences.max_length=100"]
     assert {name: [o for o in overrides if "data" in o] for name, overrides in stages.items()} == {
-        "sft": ["data=chosen", "data@data.path.preferences=hh_rlhf", *held],
+        "sft": [*data, "data.view=chosen"],
         "rm": data,
-        "ppo": ["data=preference_prompts", "data@data.path.preferences=hh_rlhf", *held],
+        "ppo": [*data, "data.view=prompts"],
     }
 
 

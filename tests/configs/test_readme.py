@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from lit_posttrain.app.cli import main
+from tests.composing import CONF
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -148,6 +149,17 @@ def test_the_block_for_lightning_projects(tmp_path, monkeypatch):
     assert len([line for line in block.splitlines() if line and not line.startswith(("from", "import"))]) <= 10
     exec(compile(block, "README.md", "exec"), {})
     assert (tmp_path / "my_model" / "model.safetensors").is_file()
+
+
+def test_the_table_of_groups_names_every_choice():
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", README, flags=re.MULTILINE))
+    groups = {path.name: {file.stem for file in path.glob("*.yaml")} for path in CONF.iterdir() if path.is_dir()}
+    groups = {name: choices for name, choices in groups.items() if choices and name != "hydra"}
+    assert set(groups) <= set(rows)
+    for name, choices in groups.items():
+        named = set(re.findall(r"`(\w+)`", rows[name]))
+        assert named <= choices | {"algo", "data"}, name
+        assert choices <= named or name == "recipe", name  # one for each model and algorithm
 
 
 def test_every_metric_is_in_the_glossary(tmp_path_factory, world):

@@ -8,11 +8,12 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from lit_posttrain.app import run, run_folder
+from lit_posttrain.app import run
 from lit_posttrain.app.errors import SET_HERE
-from lit_posttrain.app.parts import begin_part, end_part
-from lit_posttrain.app.run_files import is_of_run
-from lit_posttrain.app.stage_options import quote
+from lit_posttrain.app.folder import claim as run_folder
+from lit_posttrain.app.folder.files import is_of_run
+from lit_posttrain.app.folder.parts import begin_part, end_part
+from lit_posttrain.app.options.overrides import quote
 from lit_posttrain.files.locks import FolderLock
 
 STEPS = 10

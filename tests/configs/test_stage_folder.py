@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_posttrain.app.stage_folder import StageFolder
+from lit_posttrain.app.pipeline.folder import StageFolder
 
 ORIGIN = {"config": {"optim": {"lr": 0.1}, "seed": 0}, "inputs": {"sft": "a"}}
 

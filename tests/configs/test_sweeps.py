@@ -12,8 +12,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from lit_posttrain.app import run
-from lit_posttrain.app.checks import check_config
-from lit_posttrain.app.hints import explain_composition_error
+from lit_posttrain.app.options.checks import check_config
+from lit_posttrain.app.options.hints import explain_composition_error
 from lit_posttrain.app.sweep import SweepComparison
 from lit_posttrain.reports import curves
 
@@ -108,7 +108,7 @@ def test_a_failed_job_is_reported_and_does_not_stop_the_rest(command_line, jobs,
     status, printed, _ = command_line("-m", "optim.lr=-1,1e-4", "seed=0,1", "hydra.sweep.dir=sweep")
     assert status == 1
     assert jobs == [(-1, 0), (-1, 1), (1e-4, 0), (1e-4, 1)]
-    error = "ValueError: `lr` must be [0, 1], got -1."
+    error = "ValueError: `lr` must be [0, 1], got -1. On the command line: `optim.lr`."
     common = {"metric": "val/reward"}
     nothing = dict.fromkeys(("first", "last", "best", "steps", "wall_s"), "")
     measured = {"first": "0.25", "last": "0.5", "best": "0.0001", "steps": "120", "wall_s": "1.5"}
@@ -159,7 +159,7 @@ def test_other_modes_have_their_own_score(command_line, jobs, mode, score):
 def test_a_single_run_is_not_compared(command_line, jobs, tmp_path):
     assert command_line("hydra.run.dir=run")[0] == 0
     status, _, errors = command_line("hydra.run.dir=run", "optim.lr=-1", "overwrite=true")
-    assert (status, "error: ValueError: `lr` must be [0, 1], got -1.\n" in errors) == (1, True)
+    assert (status, "error: ValueError: `optim.lr` must be >= 0, got -1.\n" in errors) == (1, True)
     assert [path.name for path in tmp_path.rglob("comparison.csv")] == []
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lit_posttrain.algos.dpo import DPO
 from lit_posttrain.algos.grpo import GRPO
-from lit_posttrain.app.checks import check_config
+from lit_posttrain.app.options.checks import check_config
 from lit_posttrain.models.networks.reward import RewardNetwork
 from tests.composing import CONF, choices, compose_train
 from tests.conftest import VOCAB
@@ -18,11 +18,8 @@ from tests.conftest import VOCAB
 # What has no number, so that a YAML names it by an interpolation or not at all.
 OBJECTS = {"policy", "model", "rewards", "tokenizer", "scores", "optimizer", "scheduler"}
 REQUIRED = {"path"}
-# The one thing that sets a model apart beside its path.
-DIFFERENT = {("model/tiny_random.yaml", "random_init"): True}
 USERS = {  # what only the user can give
     "data.path": "/a/file.jsonl",
-    "data.path.preferences.path": "/a/file.jsonl",
     "model.path": "/a/folder",
     "reward.path": "lit_posttrain.rewards.gsm8k:exact_match",
 }
@@ -68,9 +65,9 @@ def exported_reward_model(folder: Path, make_model) -> str:
 
 @pytest.mark.parametrize(("group", "option"), choices())
 def test_option_composes_and_builds(group, option, tmp_path, make_model):
-    of_algo = [f"algo={option.removeprefix('tiny_').removeprefix('random_')}"] if group == "tuned" else []
+    of_algo = [f"algo={option.removeprefix('tiny_').removeprefix('random_')}"] if group == "recipe" else []
     cfg = given(compose_train(*of_algo, f"{group}={option}", run_dir=tmp_path))
-    if (group, option) in (("reward", "model"), ("data", "preference_prompts")):
+    if cfg.reward["_target_"].endswith("load_reward_model"):
         cfg.reward.path = exported_reward_model(tmp_path, make_model)
     nodes = targets(cfg)
     assert {"algo", "data", "model", "reward", "optim", "scheduler", "trainer"} <= set(nodes)
@@ -112,6 +109,15 @@ def test_numbers_are_the_defaults_of_the_constructor(file):
     compare(cfg[group], file)
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "model").glob("*.yaml")))
+def test_a_model_is_its_path(name):
+    """What all models have stands in one file."""
+    own = OmegaConf.load(CONF / "model" / f"{name}.yaml")
+    if name != "local":
+        assert own.pop("defaults") == ["local", "_self_"]
+        assert set(own) == {"path", *(["random_init"] if name == "tiny_random" else [])}
+
+
 def compare(node: DictConfig, file: str) -> None:
     """A node against the signature of its target, and what it holds against theirs."""
     parameters = dict(inspect.signature(get_object(node["_target_"])).parameters)
@@ -121,7 +127,7 @@ def compare(node: DictConfig, file: str) -> None:
         if isinstance(node[name], DictConfig) and "_target_" in node[name]:
             compare(node[name], file)
         else:
-            want = DIFFERENT.get((file, name), parameters[name].default)
+            want = parameters[name].default
             assert node[name] == want, f"{file}: {name}"
             assert type(node[name]) is type(want), f"{file}: {name}"
 

@@ -68,8 +68,8 @@ def test_no_prompt_column(tmp_path, no_weights):
     path = write_rows(tmp_path / "p.jsonl", [{"question": "2 + 2", "answer": "4"}])
     assert_says(
         failure(tmp_path / "run", *PROMPTS, path, GOOD_REWARD),
-        f"{tmp_path}/p.jsonl: there is no column `prompt`, only `question`, `answer`.",
-        "data.prompt_column=",
+        f"{tmp_path}/p.jsonl: there is no column `prompt`. Found are `question`, `answer`; ",
+        "prompt_column`",
     )
 
 
@@ -154,8 +154,8 @@ def test_reward_that_is_not_there(tmp_path, no_weights, path, parts):
             "algo.sampling.temperature=0",
             "`sampling.temperature` must be > 0 to train: greedy completions of one prompt",
         ),
-        ("algo.scale=groups", "`scale` must be one of group, batch, none, got `groups`."),
-        ("data.batch_size=0", "`batch_size` must be >= 1, got 0: it counts the prompts of a batch."),
+        ("algo.scale=groups", "`algo.scale` must be one of group, batch, none, got `groups`."),
+        ("data.batch_size=0", "`batch_size` must be >= 1, got 0."),
         ("model.dtype=float16", "`model.dtype` must be one of float32, bfloat16, float64, auto, got `float16`"),
     ],
 )

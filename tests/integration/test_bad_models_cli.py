@@ -10,8 +10,8 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from lit_posttrain.app import run as app_run
+from lit_posttrain.app.folder.files import EXPORTS
 from lit_posttrain.app.run import run
-from lit_posttrain.app.run_files import EXPORTS
 from lit_posttrain.files.whole import NoRoomError
 from lit_posttrain.models.hub import hub_is_reachable
 from lit_posttrain.models.loading import BUILT_IN, Pretrained
@@ -61,7 +61,7 @@ def test_no_causal_language_model(tmp_path, no_weights):
     assert_says(
         failure(tmp_path / "run", *GRID, "model=local", f"model.path={tmp_path}/model"),
         "holds a t5 model, which is no causal language model",
-        "Check `model.path`",
+        "Check `path`",
     )
 
 
@@ -70,7 +70,7 @@ def test_folder_that_is_no_model(tmp_path, no_weights):
     assert_says(
         failure(tmp_path / "run", *GRID, "model=local", f"model.path={tmp_path}/nowhere"),
         "there is no folder",
-        "check `model.path`",
+        "check `path`",
     )
     assert_says(
         failure(tmp_path / "run", *GRID, "model=local", f"model.path={tmp_path}/empty"),
@@ -93,7 +93,7 @@ def test_unknown_name_offline(tmp_path, no_weights, offline):
         failure(tmp_path / "run", *GRID, "model=local", "model.path=somebody/no-such-model"),
         "the model `somebody/no-such-model` is not in the local cache",
         "HF_HUB_OFFLINE is set",
-        "model=local model.path=/a/folder",
+        "or give a local folder as `path`",
     )
 
 

@@ -213,7 +213,7 @@ def test_resume_is_bitwise(run, tmp_path, loss, settings):
 def test_a_checkpoint_without_the_references_logprobs_is_refused(run, tmp_path):
     keep = ModelCheckpoint(tmp_path / "one", filename="{step}", every_n_train_steps=1, save_top_k=-1)
     run(callbacks=[keep], trainer={"max_steps": 1})
-    with pytest.raises(ValueError, match="has no log-probs of the reference"):
+    with pytest.raises(ValueError, match="has no reference_logprobs: its run had other options"):
         run(precompute_reference=True, ckpt_path=tmp_path / "one" / "step=1.ckpt")
 
 

@@ -66,7 +66,7 @@ def test_averages_of_an_adapter_and_of_what_is_measured(tmp_path, algorithm, opt
 def test_the_scores_of_averaged_weights_are_measured_with_them(tmp_path):
     """The best checkpoint is as if the run had ended there, and the last one as the export."""
     options = [*ALGORITHMS["reward_model"], EMA, "algo.normalization=standardize", "scheduler.num_training_steps=12"]
-    options += ["val_every_steps=3", "watch.metric=val/loss", "watch.mode=max", "optim.lr=1e-2"]
+    options += ["val_every_steps=3", "monitor.metric=val/loss", "monitor.mode=max", "optim.lr=1e-2"]
     command(tmp_path / "long", *options, "trainer.max_steps=9")(None)
     command(tmp_path / "short", *options, "trainer.max_steps=3")(None)
     long, short = tmp_path / "long", tmp_path / "short"

@@ -1,8 +1,6 @@
 """What a module was built with is written down as plain values, and builds it again."""
 
 import json
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -32,7 +30,7 @@ from tests.integration.test_dpo import PAIRS
 from tests.integration.test_sft import ROWS
 
 
-def short(completions: Sequence[Any], **columns: Any) -> Sequence[float | Sequence[float] | None] | torch.Tensor:
+def short(completions, **columns):
     return [float(len(text) < 9) for text in completions]
 
 
@@ -152,7 +150,7 @@ def test_lightning_cli_writes_them_down_and_reads_them_again(name, policy, tmp_p
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in (ROWS if name == "sft" else PROMPTS)))
     online = {
-        "rewards": f"{__name__}.short",
+        "rewards": {"class_path": "lit_posttrain.RewardFunctions", "init_args": {"functions": f"{__name__}.short"}},
         "group_size": 3,
         "rollouts": {"class_path": "lit_posttrain.Rollouts", "init_args": {"num_minibatches": 2, "seed": 4}},
     }

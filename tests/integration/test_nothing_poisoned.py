@@ -180,19 +180,19 @@ def test_a_row_without_a_score_has_no_advantage_whatever_a_subclass_says(plain, 
     monkeypatch.setattr("tests.plain_fits.even_words", some_none)
     fit = plain(algorithm, settings={"max_steps": 1, "limit_val_batches": 0})
     module = fit.module()
-    seen, of_tokens, plan = [], module.token_advantages, module._plan
+    seen, of_tokens, make = [], module.token_advantages, module.make_rollout
 
-    def sevens(advantages, rollout, judged):
-        return torch.full_like(of_tokens(advantages, rollout, judged), 7.0)
+    def sevens(advantages, rollout):
+        return torch.full_like(of_tokens(advantages, rollout), 7.0)
 
     monkeypatch.setattr(module, "token_advantages", sevens)
-    monkeypatch.setattr(module, "_plan", lambda rollout, *rest: seen.append(rollout) or plan(rollout, *rest))
+    monkeypatch.setattr(module, "make_rollout", lambda *prompts: seen.append(make(*prompts)) or seen[-1])
     monkeypatch.setattr(fit.__class__, "module", lambda self: module)
     fit(tmp_path)
     unscored = module.last_rollout.scored.rewards.isnan()
     assert unscored.any()
-    assert not seen[0].advantages[unscored].any()
-    assert (seen[0].advantages[~unscored] == 7.0).all()
+    assert not seen[0].rollout.advantages[unscored].any()
+    assert (seen[0].rollout.advantages[~unscored] == 7.0).all()
 
 
 def test_the_bar_counts_optimiser_steps(tmp_path, capsys):

@@ -15,10 +15,12 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
 from lit_posttrain import PPO
-from lit_posttrain.app import pipeline, run_folder, stage_process
 from lit_posttrain.app.cli import main
+from lit_posttrain.app.folder import claim as run_folder
+from lit_posttrain.app.folder.claim import claim_pipeline, release_folders
+from lit_posttrain.app.pipeline import process as stage_process
+from lit_posttrain.app.pipeline import run as pipeline
 from lit_posttrain.app.run import run
-from lit_posttrain.app.run_folder import claim_pipeline, release_folders
 from lit_posttrain.callbacks.progress import Progress
 from lit_posttrain.files.locks import FolderLock
 

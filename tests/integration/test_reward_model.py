@@ -271,10 +271,12 @@ def test_it_learns_to_rank_by_the_words(fit):
 
 def test_other_data_are_refused(fit):
     rows = [{"prompt": "w1", "completion": " w2"}] * 4
-    with pytest.raises(TypeError, match=r"learns from pairs.*got a SupervisedBatch.*`data=preferences`"):
+    with pytest.raises(
+        TypeError, match=r"learns from pairs.*one PreferenceBatch.*the data make SupervisedBatches\. Give it other data"
+    ):
         fit(data=InstructDataModule(rows, batch_size=2))
     judged = [{**row, "label": True} for row in rows]
-    with pytest.raises(TypeError, match="got a UnpairedBatch"):
+    with pytest.raises(TypeError, match="the data make UnpairedBatches"):
         fit(data=PreferenceDataModule(judged, batch_size=2))
 
 

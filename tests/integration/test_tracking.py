@@ -192,7 +192,7 @@ def test_tensorboard_forgets_what_comes_again(resumed):
 def sweep(tmp_path_factory) -> list[list[OfflineRun]]:
     """Three jobs in one process, the second of which fails after its W&B run began; the runs of each."""
     folder = tmp_path_factory.mktemp("sweep")
-    jobs = ["watch.metric=val/reward,val/nothing,val/success", "hydra.sweep.dir=my_sweep", "trainer.max_steps=1"]
+    jobs = ["monitor.metric=val/reward,val/nothing,val/success", "hydra.sweep.dir=my_sweep", "trainer.max_steps=1"]
     handlers, level = list(logging.root.handlers), logging.root.level
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -213,7 +213,7 @@ def test_every_job_of_a_sweep_is_a_run_of_one_group(sweep):
     assert len({job.id for job in jobs}) == 3
     assert {job.group for job in jobs} == {"my_sweep"}
     assert [job.exit_code for job in jobs] == [0, 1, 0]
-    assert [job.config["watch"]["metric"] for job in jobs] == ["val/reward", "val/nothing", "val/success"]
+    assert [job.config["monitor"]["metric"] for job in jobs] == ["val/reward", "val/nothing", "val/success"]
     assert [set(job.metrics()) for job in jobs] == [{0, 1}, {0}, {0, 1}]
     for job in jobs:
         assert all(path.is_relative_to(job.folder.parents[1]) for path in job.artifacts)
@@ -232,7 +232,7 @@ def test_without_a_key_there_is_no_prompt_and_no_error_reporting(tmp_path):
     program = """
 import sys
 from pathlib import Path
-from lit_posttrain.app.wandb_runs import wandb_logger
+from lit_posttrain.app.loggers import wandb_logger
 logger = wandb_logger(save_dir=sys.argv[1], project="p")
 assert "wandb" not in sys.modules
 logger.log_metrics({"a": 1.0}, step=3)

@@ -103,8 +103,8 @@ def pack_rows(model: PreTrainedModel, batch: TokenBatch, pack_ids: Tensor) -> Mo
     if window is not None and int(lengths.max()) > window:
         raise ValueError(
             f"`packing` gives {type(model).__name__} one mask for all its layers, and some look back {window} tokens "
-            f"only, fewer than the {int(lengths.max())} of the longest row: set `data.packing=false`, or leave out "
-            f"longer rows with `data.max_length={window}`."
+            f"only, fewer than the {int(lengths.max())} of the longest row: set `packing=False`, or leave out "
+            f"longer rows with `max_length={window}`."
         )
     _, sequences = pack_ids.unique(return_inverse=True)
     together = sequences[:, None] == sequences
@@ -153,11 +153,11 @@ def check_isolation(model: PreTrainedModel) -> None:
     if kind not in ISOLATING:
         raise ValueError(
             f"`packing` keeps rows apart by a mask that the attention `{kind}` does not take: load the model with "
-            f"`model.attention={ISOLATING[0]}`, or set `data.packing=false`."
+            f'`attention="{ISOLATING[0]}"`, or set `packing=False`.'
         )
     refusal = (
         f"`packing` does not work with {type(model).__name__}: of two rows in one sequence the second is not computed "
-        "as it is by itself. Set `data.packing=false`."
+        "as it is by itself. Set `packing=False`."
     )
     vocab_size = model.config.get_text_config().vocab_size
     rows = [torch.tensor([row], device=model.device) % vocab_size for row in PROBE]

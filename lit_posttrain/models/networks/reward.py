@@ -48,7 +48,7 @@ class RewardNetwork(PacksRows):
         if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
             raise ValueError(
                 f"a reward model must have a linear head `score` with one label and no bias, {type(model).__name__} "
-                f"has {head}: take a model made by `algo=reward_model`."
+                f"has {head}: take a model made by `RewardModel`."
             )
         self.model = model
         disable_dropout(model)
@@ -176,12 +176,12 @@ def classifier_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def check_reward_model(path: str, *, option: str = "reward.path") -> None:
+def check_reward_model(path: str, *, option: str = "path") -> None:
     """Find out without loading weights whether a folder holds a reward model.
 
     Args:
         path: a folder, or the name of a repository on the Hub.
-        option: which has named it, for errors.
+        option: the argument that has named it, for errors.
 
     Raises:
         FileNotFoundError: if there is no such folder, or the Hub is needed and cannot be reached.
@@ -194,5 +194,5 @@ def check_reward_model(path: str, *, option: str = "reward.path") -> None:
         labels = f" of {config.num_labels} labels" if "ForSequenceClassification" in built else ""
         raise ValueError(
             f"`{path}` holds {built}{labels}, which is no reward model: that is a sequence classifier of one label. "
-            "Give the export/ folder of a run of `algo=reward_model`."
+            "Give the folder that `RewardModel` exports."
         )

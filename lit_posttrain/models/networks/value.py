@@ -66,7 +66,7 @@ class ValueNetwork(nn.Module):
         if embeddings is None or model.base_model is model:
             raise ValueError(
                 f"{type(model).__name__} has no trunk apart from its output head, so that no critic can be made of it: "
-                "give a reward model, `critic=<folder>`."
+                "give the folder of a reward model as `critic`."
             )
         weight = embeddings.weight
         return cls(copy.deepcopy(model.base_model), value_head_of(model, like=weight))
@@ -123,5 +123,5 @@ def check_same_tokens(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
             raise ValueError(
                 f"the critic `{path}` has another tokenizer than the policy, whose tokens it must read: {token!r} is "
                 f"{theirs.get(token, 'unknown')} there and {number} here. Give a reward model that was trained from a "
-                "model of the policy's family, or `critic=policy`."
+                'model of the policy\'s family, or `critic="policy"`.'
             )

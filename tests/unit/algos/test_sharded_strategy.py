@@ -7,7 +7,7 @@ from lit_posttrain.models.sharding import sharding_mesh
 
 
 def test_fsdp1_is_refused_and_fsdp2_named():
-    with pytest.raises(ValueError, match=r"is FSDP1, .*: use FSDP2: `trainer=fsdp`, in Python `Trainer.strategy=Model"):
+    with pytest.raises(ValueError, match=r"is FSDP1, .*: use FSDP2: `Trainer.strategy=Model"):
         sharding_mesh(FSDPStrategy())
 
 

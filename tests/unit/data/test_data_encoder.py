@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lit_posttrain.data.chat import encode_prompt
-from lit_posttrain.data.encoder import Encoder
+from lit_posttrain.data.formats.chat import encode_prompt
+from lit_posttrain.data.formats.encoder import Encoder
 from tests.unit.data.test_data_chat import make_tokenizer, words
 
 USER, BOT = {"role": "user", "content": "what"}, {"role": "assistant", "content": "up"}

@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from lit_posttrain.data.columns import ChatShape, Templates
-from lit_posttrain.data.examples import Comparison, Demonstration, Judgement
-from lit_posttrain.data.instruct_format import InstructFormat
-from lit_posttrain.data.preference_format import PreferenceFormat
-from lit_posttrain.data.rows import Rows
+from lit_posttrain.data.formats.encoder import Comparison, Demonstration, Judgement
+from lit_posttrain.data.formats.instruction import InstructFormat
+from lit_posttrain.data.formats.preference import PreferenceFormat
+from lit_posttrain.data.formats.templates import ChatShape, Value
+from lit_posttrain.data.sources.rows import Rows
 
 ASK, YES, NO = ({"role": r, "content": c} for r, c in [("user", "q"), ("assistant", "yes"), ("assistant", "no")])
 HH = "\n\nHuman: hi\n\nAssistant: {}\n\nHuman: {}\n\nAssistant: {}"
@@ -34,15 +34,22 @@ def read(options, row: dict):
             {"messages": [ASK, YES]},
             Demonstration([], [{"role": "system", "content": "s"}, ASK, YES]),
         ),
-        ({"format": "text", "text_column": "prompt"}, {"prompt": "q", "completion": "a"}, Demonstration("", "q")),
-        ({"prompt_column": "q", "completion_column": "a"}, {"q": "x", "a": "y"}, Demonstration("x", "y")),
+        ({"format": "text", "text": "prompt"}, {"prompt": "q", "completion": "a"}, Demonstration("", "q")),
         (
-            {"prompt_template": ["{q} ({c}):", "{q}:"], "completion_template": " {a}"},
+            {"prompt": Value("prompt", "q"), "completion": Value("completion", "a")},
+            {"q": "x", "a": "y"},
+            Demonstration("x", "y"),
+        ),
+        (
+            {
+                "prompt": Value("prompt", template=["{q} ({c}):", "{q}:"]),
+                "completion": Value("completion", template=" {a}"),
+            },
             {"q": "x", "c": "", "a": 4},
             Demonstration("x:", " 4"),
         ),
         (
-            {"prompt_template": ["{q} ({c}):", "{q}:"]},
+            {"prompt": Value("prompt", template=["{q} ({c}):", "{q}:"])},
             {"q": "x", "c": "y", "completion": "z"},
             Demonstration("x (y):", "z"),
         ),
@@ -83,9 +90,9 @@ def test_preferences(row, want):
 
 def test_a_margin_column_that_was_named_must_be_there():
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "points": 2}
-    assert read(PreferenceFormat(margin_column="points"), row).margin == 2.0
+    assert read(PreferenceFormat(margin="points"), row).margin == 2.0
     with pytest.raises(ValueError, match="no column `score`"):
-        read(PreferenceFormat(margin_column="score"), row)
+        read(PreferenceFormat(margin="score"), row)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +102,7 @@ def test_a_margin_column_that_was_named_must_be_there():
             {},
             {"promt": "q", "completion": "a"},
             "a.jsonl: there is no column `prompt`. Did you mean `promt`? Found are `promt`, `completion`; the format "
-            "prompt_completion needs `prompt`, `completion`. Name other columns with `data.prompt_column=`",
+            "prompt_completion needs `prompt`, `completion`. Name other columns with `prompt_column`",
         ),
         ({"format": "messages"}, {"text": "q"}, "no column `messages`. Found are `text`; the format messages needs"),
         ({}, {"text": 3}, "`text` must be text, got 3"),
@@ -106,13 +113,17 @@ def test_a_margin_column_that_was_named_must_be_there():
         (
             {},
             {"prompt": "q", "completion": [YES]},
-            "`completion` holds messages and the prompt is text: set `data.chat",
+            "`completion` holds messages and the prompt is text: set `chat=True`",
         ),
         ({}, {"prompt": [ASK], "completion": [ASK]}, "`completion` must begin with the assistant's message"),
         ({}, {"prompt": "q", "completion": None}, "`completion` must be text or a list of messages"),
-        ({"prompt_template": "{x}"}, {"x": None, "completion": "a"}, "column `x` must be text or a number, got None"),
         (
-            {"prompt_template": ["{x}", "{y}"]},
+            {"prompt": Value("prompt", template="{x}")},
+            {"x": None, "completion": "a"},
+            "column `x` must be text or a number, got None",
+        ),
+        (
+            {"prompt": Value("prompt", template=["{x}", "{y}"])},
             {"x": "", "y": "", "completion": "a"},
             "no `prompt_template` can be filled",
         ),
@@ -123,7 +134,7 @@ def test_a_margin_column_that_was_named_must_be_there():
             "are the same, 'a': there is no preference",
         ),
         (PreferenceFormat(), {"chosen": "one", "rejected": "two"}, "no common beginning to take for the prompt"),
-        (PreferenceFormat(), {"chosen": "a b", "rejected": "a b"}, "the chosen and the rejected text are the same"),
+        (PreferenceFormat(), {"chosen": "a b", "rejected": "a b"}, "the chosen and the rejected dialogue are the same"),
         (PreferenceFormat(), {"chosen": [ASK, YES], "rejected": [ASK, YES]}, "dialogue are the same"),
         (PreferenceFormat(), {"chosen": [ASK, YES], "rejected": [ASK]}, "2 and 1 messages of which 1 are the same"),
         (PreferenceFormat(), {"chosen": [ASK, YES], "rejected": "x"}, "must both be text or both be messages"),
@@ -149,13 +160,20 @@ def test_what_is_wrong_with_a_row_is_said(options, row, message):
     ("make", "message"),
     [
         (lambda: InstructFormat(format="chat"), "`format` must be one of text, prompt_completion, messages or null"),
-        (lambda: InstructFormat(prompt_template="{a}", prompt_column="b"), "give it without `prompt_column`"),
-        (lambda: InstructFormat(completion_template="{a}", completion_column="b"), "without `completion_column`"),
-        (lambda: InstructFormat(prompt_template="none"), "must name a column in every pair of braces"),
+        (lambda: Value("prompt", "b", "{a}"), "`prompt_column` or `prompt_template`, not both, got 'b' and '{a}'"),
+        (lambda: Value("completion", "b", "{a}"), "`completion_column` or `completion_template`, not both"),
+        (lambda: Value("prompt", template="none"), "must name a column in every pair of braces"),
+        (
+            lambda: InstructFormat(format="text", prompt=Value("prompt", template="{a}")),
+            "is for the format",
+        ),
         (lambda: PreferenceFormat(format="pairs"), "`format` must be one of explicit, implicit, unpaired or null"),
-        (lambda: PreferenceFormat(format="implicit", prompt_template="{a}"), "not with the format implicit"),
-        (lambda: Templates([]), "got an empty list"),
-        (lambda: Templates("{", "completion_template"), "`completion_template` must be a template such as"),
+        (
+            lambda: PreferenceFormat(format="implicit", prompt=Value("prompt", template="{a}")),
+            "with the format implicit",
+        ),
+        (lambda: Value("prompt", template=[]), "got an empty list"),
+        (lambda: Value("completion", template="{"), "`completion_template` must be a template such as"),
     ],
 )
 def test_options_are_checked_at_once(make, message):

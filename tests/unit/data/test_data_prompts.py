@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_posttrain.data import PromptDataModule
-from lit_posttrain.data.order import permutation
+from lit_posttrain.data.sources.mixing import permutation
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning")  # few workers, tiny epochs
 
@@ -66,7 +66,9 @@ def test_rows_held_out_are_not_trained_on(prompts_file, option):
 
 def test_a_validation_file_is_formatted_too_and_may_be_drawn_from(prompts_file):
     data = PromptDataModule([{"question": "t"}], val_path=prompts_file, prompt_template="{question}")
-    with pytest.raises(ValueError, match=r"prompts\.jsonl: there is no column `question`, only `prompt`, `answer`"):
+    with pytest.raises(
+        ValueError, match=r"prompts\.jsonl: there is no column `question`. Found are `prompt`, `answer`"
+    ):
         data.setup("fit")
     data = PromptDataModule([{"prompt": "t"}], val_path=prompts_file, val_size=4, columns=None)
     data.setup("fit")
@@ -112,9 +114,9 @@ def test_options_are_checked_by_the_constructor(options, message):
     ("path", "options", "message"),
     [
         (ROWS, {"val_size": 10}, "no training row is left of 10 when 10 are held out"),
-        (ROWS, {"val_size": 11}, "`val_size` must be below the number of rows, 10, got 11"),
+        (ROWS, {"val_size": 11}, "`val_size` must be at most the number of rows .*, 10, got 11"),
         (ROWS[:1], {"val_fraction": 0.5}, "no training row is left of 1 when 1 are held out"),
-        (generated, {"val_size": 5}, "`val_size` must be at most the number of validation rows, 4, got 5"),
+        (generated, {"val_size": 5}, "`val_size` must be at most the number of rows .*, 4, got 5"),
         (ROWS, {"val_split": "test"}, "a file has no splits"),
         ([], {}, "there are no rows"),
     ],
@@ -128,6 +130,18 @@ def test_what_depends_on_the_rows_is_checked_by_setup(path, options, message):
 def test_a_function_excludes_other_validation_rows():
     with pytest.raises(ValueError, match="`val_fraction` must not be given with a function"):
         PromptDataModule(generated, val_fraction=0.5)
+
+
+def test_wrong_and_long_prompts_are_left_out_and_counted(prompts_file, word_tokenizer):
+    given = [{"prompt": "w1"}, {"prompt": ""}, {"prompt": "w1 w1 w1"}, {"prompt": "w2"}]
+    data = PromptDataModule(given, max_length=2, max_dropped=0.5, drop_invalid=True, shuffle=False)
+    data.setup("fit")
+    assert prompts(data.train_rows) == ["w1", "w1 w1 w1", "w2"]
+    data.encode(word_tokenizer)  # as a Trainer has it done
+    assert prompts(data.train_rows) == ["w1", "w2"]
+    assert data.where("train", 1) == "row 3"
+    with pytest.raises(ValueError, match=r"row 1: the prompt must not be empty, got ''. The row is"):
+        PromptDataModule(given).setup("fit")
 
 
 def test_rows_before_setup_are_refused():

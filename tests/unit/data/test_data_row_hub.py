@@ -4,13 +4,13 @@ import datasets
 import pytest
 
 from lit_posttrain.data import load_rows
-from lit_posttrain.data.row_hub import load_split, local_cache_only
+from lit_posttrain.data.sources.hub import load_split, local_cache_only
 
 
 @pytest.fixture
 def no_network(monkeypatch, tmp_path):
     """No Hub, an empty cache, an empty folder."""
-    monkeypatch.setattr("lit_posttrain.data.row_hub.hub_is_reachable", lambda: False)
+    monkeypatch.setattr("lit_posttrain.data.sources.hub.hub_is_reachable", lambda: False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.chdir(tmp_path)
@@ -37,7 +37,7 @@ def test_without_a_network_it_fails_at_once_and_names_both_ways_out(no_network):
         load_rows("openai/gsm8k", subset="main")
     assert time.monotonic() - start < 2.0
     message = str(error.value)
-    assert "data.path=prompts.jsonl" in message
+    assert "give a local file as `path`" in message
     assert "datasets.load_dataset('openai/gsm8k', 'main')" in message
     assert str(no_network / "cache") in message
     with pytest.raises(
@@ -63,7 +63,7 @@ def test_a_wrong_split_is_named_with_those_there_are(no_network):
 
 
 def test_a_folder_does_not_ask_for_the_network(no_network, monkeypatch):
-    monkeypatch.setattr("lit_posttrain.data.row_hub.hub_is_reachable", lambda: pytest.fail("asked"))
+    monkeypatch.setattr("lit_posttrain.data.sources.hub.hub_is_reachable", lambda: pytest.fail("asked"))
     (no_network / "shards").mkdir()
     for number in range(2):
         (no_network / "shards" / f"part-{number}.jsonl").write_text(f'{{"prompt": "p{number}"}}\n')

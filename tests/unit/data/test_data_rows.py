@@ -5,8 +5,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lit_posttrain.data.order import permutation
-from lit_posttrain.data.rows import Rows, has_splits, load_rows
+from lit_posttrain.data.sources.mixing import permutation
+from lit_posttrain.data.sources.rows import Rows, has_splits, load_rows
 
 
 def write(path: Path, data: str | bytes) -> Path:

@@ -7,8 +7,7 @@ from functools import partial
 import pytest
 
 from lit_posttrain.batching import EncodedRow, SupervisedBatch
-from lit_posttrain.data.mixing import epoch_rows
-from lit_posttrain.data.order import permutation
+from lit_posttrain.data.sources.mixing import epoch_rows, permutation
 from lit_posttrain.data.step_plan import StepPlan
 
 ROWS = [EncodedRow([n], [7] * (1 + n % 4), [True] * (n % 4) + [True]) for n in range(11)]

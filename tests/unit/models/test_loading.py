@@ -42,9 +42,9 @@ def test_gradient_checkpointing_is_switched_on():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"path": ""}, "`model.path` is empty"),
+        ({"path": ""}, "`path` is empty"),
         ({"path": "tiny", "dtype": "float16"}, r"got `float16` \(AdamW in float16 ends in NaN\)"),
-        ({"path": "tiny", "attention": "sdp"}, "`model.attention` must be one of sdpa.* or null, got `sdp`"),
+        ({"path": "tiny", "attention": "sdp"}, "`attention` must be one of sdpa.* or None, got `sdp`"),
     ],
 )
 def test_bad_settings(settings, message):
@@ -65,7 +65,7 @@ def test_a_missing_folder_and_a_folder_that_is_no_model(tmp_path):
 def test_without_a_network_an_unknown_name_fails_at_once(monkeypatch):
     monkeypatch.setattr(hub, "hub_is_reachable", lambda: False)
     started = time.monotonic()
-    with pytest.raises(FileNotFoundError, match=r"hf download some/model.*model=local model\.path="):
+    with pytest.raises(FileNotFoundError, match=r"hf download some/model.*a local folder as `path`"):
         Pretrained("some/model").load()
     assert time.monotonic() - started < 5
 

@@ -200,10 +200,10 @@ def test_a_given_peft_model(make_model):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"r": 0}, "`model.lora.r` must be >= 1, got 0"),
-        ({"alpha": 0.0}, "`model.lora.alpha` must be finite and > 0"),
-        ({"target_modules": []}, "`model.lora.target_modules` is empty"),
-        ({"export": "merge"}, "`model.lora.export` must be one of merged, adapter, got `merge`"),
+        ({"r": 0}, "`r` must be >= 1, got 0"),
+        ({"alpha": 0.0}, "`alpha` must be finite and > 0"),
+        ({"target_modules": []}, "`target_modules` is empty"),
+        ({"export": "merge"}, "`export` must be one of merged, adapter, got `merge`"),
     ],
 )
 def test_bad_settings(settings, says):
@@ -212,7 +212,7 @@ def test_bad_settings(settings, says):
 
 
 def test_random_weights_with_an_adapter_alone_are_refused():
-    with pytest.raises(ValueError, match=r"`model.lora.export=adapter` does not go with `model.random_init`"):
+    with pytest.raises(ValueError, match=r"`lora.export=.adapter.` does not go with `random_init`"):
         Pretrained("tiny", random_init=True, lora=Lora(export="adapter"))
 
 
@@ -246,17 +246,19 @@ def test_a_missing_package(monkeypatch):
 
 
 def test_a_folder_that_is_no_adapter(base):
-    with pytest.raises(FileNotFoundError, match=r"without an adapter_config.json, so it is no adapter. Point `model.l"):
+    with pytest.raises(
+        FileNotFoundError, match=r"without an adapter_config.json, so it is no adapter. Point `adapter`"
+    ):
         Pretrained(base, lora=Lora(adapter=base)).check()
     with pytest.raises(FileNotFoundError, match=r"there is no folder `\./nothing`"):
         Pretrained(base, lora=Lora(adapter="./nothing")).check()
 
 
 def test_two_adapters_and_a_model_that_is_gone(base, trained):
-    with pytest.raises(ValueError, match=r"`model.path` and `model.lora.adapter` are both adapters"):
+    with pytest.raises(ValueError, match=r"`path` and `lora.adapter` are both adapters"):
         Pretrained(trained, lora=Lora(adapter=trained)).check()
     shutil.rmtree(base)
-    with pytest.raises(FileNotFoundError, match=r"the model of the adapter .* is missing: .*model/lora=default"):
+    with pytest.raises(FileNotFoundError, match=r"the model of the adapter .* is missing: .*lora=Lora.adapter="):
         Pretrained(trained).check()
     assert Pretrained("tiny", lora=Lora(adapter=trained)).adapter.adapter == trained
 

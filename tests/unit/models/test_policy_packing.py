@@ -88,7 +88,7 @@ def test_a_batch_that_counts_for_nothing_may_be_packed(make_model):
 def test_attention_that_takes_no_mask_is_refused(make_model):
     policy = Policy(make_model("llama"))
     policy.model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match=r"`flash_attention_2` does not take.*`model.attention=sdpa`.*`data.packing="):
+    with pytest.raises(ValueError, match=r"`flash_attention_2` does not take.*`attention=.sdpa.`.*`packing="):
         policy(batch())
 
 
@@ -121,7 +121,7 @@ def test_rows_longer_than_the_window_of_some_layers_are_refused(make_model):
     with torch.no_grad():
         want = policy(batch(short, None)).logprobs
         torch.testing.assert_close(policy(batch(short, [0, 0, 0])).logprobs, want, atol=1e-8, rtol=0)
-        with pytest.raises(ValueError, match=r"look back 8 tokens.*9 of the longest row.*`data.max_length=8`"):
+        with pytest.raises(ValueError, match=r"look back 8 tokens.*9 of the longest row.*`max_length=8`"):
             policy(batch())
 
 

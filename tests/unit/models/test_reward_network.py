@@ -100,7 +100,9 @@ def test_a_pad_token_of_its_own_stays(word_tokenizer):
 
 def test_a_causal_model_is_no_reward_model(make_model, tmp_path):
     make_model().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"holds GPT2LMHeadModel, which is no reward model.*export/ folder"):
+    with pytest.raises(
+        ValueError, match=r"holds GPT2LMHeadModel, which is no reward model.*Give the folder that `RewardModel` exports"
+    ):
         check_reward_model(str(tmp_path))
     with pytest.raises(FileNotFoundError, match="no folder"):
         RewardNetwork.load(str(tmp_path / "nothing"))
@@ -115,7 +117,7 @@ def test_a_classifier_of_two_labels_is_no_reward_model(make_model, tmp_path):
 
 def test_a_reward_model_is_no_policy(make_model, tmp_path):
     make_network(make_model).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"GPT2ForSequenceClassification, a reward model.*reward=model reward.path="):
+    with pytest.raises(ValueError, match=r"GPT2ForSequenceClassification, a reward model.*`load_reward_model"):
         Pretrained(str(tmp_path)).check()
 
 

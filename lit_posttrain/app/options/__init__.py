@@ -1,0 +1,1 @@
+"""What is said of a configuration: what is wrong with it, what was meant, what has changed."""

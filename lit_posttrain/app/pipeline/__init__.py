@@ -1,0 +1,1 @@
+"""Several runs in a row, each from what one before has exported."""
