@@ -32,7 +32,7 @@ from lit_posttrain import (
     Validation,
 )
 from lit_posttrain.app.run import run
-from lit_posttrain.functional.accumulation import accumulation_dtype
+from lit_posttrain.functional.random import accumulation_dtype
 from lit_posttrain.models.networks.reward import RewardNetwork
 from lit_posttrain.rewards.model import load_reward_model
 from tests.composing import compose_train

@@ -252,7 +252,7 @@ def test_a_policy_that_never_learns_is_told(run_online, caplog):
 
 
 def test_a_shared_critic_needs_hidden_states(make_model, word_tokenizer, monkeypatch):
-    from lit_posttrain.models.networks.head import OutputHead
+    from lit_posttrain.models.networks.policy import OutputHead
 
     monkeypatch.setattr(OutputHead, "of", classmethod(lambda cls, model: None))
     module = PPO(BuiltModel(make_model("gpt2"), tokenizer=word_tokenizer), lambda completions: [0.0], critic="shared")

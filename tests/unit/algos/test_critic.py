@@ -2,13 +2,15 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lit_posttrain import Critic
 from lit_posttrain.algos.kl_control import KLControl, RolloutBound
-from lit_posttrain.functional import adapted_kl_coef
+from lit_posttrain.batching import Ranks
+from lit_posttrain.functional import adapted_kl_coef, explained_variance
 from lit_posttrain.models import Pretrained
 from lit_posttrain.models.networks.policy import Policy
 from lit_posttrain.models.networks.reward import RewardNetwork
@@ -23,8 +25,27 @@ def reward_folder(make_model, word_tokenizer, tmp_path):
     return tmp_path / "rm"
 
 
-def never():
-    pytest.fail("asked for without need")
+class Never:
+    """A source of which nothing is to be asked."""
+
+    @property
+    def tokenizer(self):
+        pytest.fail("asked for without need")
+
+    def merged(self, model):
+        pytest.fail("asked for without need")
+
+
+def source_of(tokenizer):
+    return SimpleNamespace(tokenizer=tokenizer)
+
+
+def measure(control, kl, num_sequences):
+    """A rollout of so many sequences of two tokens, one of which has that KL; of another one nothing counts."""
+    mask = torch.ones(num_sequences + 1, 3, dtype=torch.bool)
+    mask[-1], mask[:, 2] = False, False
+    kls = torch.tensor([[0.0, kl, 70.0]]).expand(num_sequences + 1, 3)
+    control.measure(kls, mask, Ranks(SimpleNamespace(_trainer=None, device=torch.device("cpu"))))
 
 
 def test_it_is_made_of_options_of_a_mapping_or_of_where_it_starts(make_model, tmp_path):
@@ -65,59 +86,74 @@ def test_numbers_out_of_range(option, value, message):
 
 def test_it_is_checked_before_weights_are_loaded(reward_folder, word_tokenizer, make_model, tmp_path):
     for start in ("policy", "shared", ValueNetwork.from_causal_lm(make_model())):
-        Critic(start).check(never)
-    Critic(reward_folder).check(lambda: word_tokenizer)
+        Critic(start).check(Never())
+    Critic(reward_folder).check(source_of(word_tokenizer))
     with pytest.raises(ValueError, match="has another tokenizer than the policy"):
-        Critic(reward_folder).check(Pretrained("tiny").load_tokenizer)
+        Critic(reward_folder).check(source_of(Pretrained("tiny").load_tokenizer()))
     with pytest.raises(FileNotFoundError, match=r"`critic` must be policy, shared or a reward model, got `\./polcy`: "):
-        Critic("./polcy").check(never)
+        Critic("./polcy").check(Never())
     make_model().save_pretrained(tmp_path / "lm")
     with pytest.raises(ValueError, match="which is no reward model"):
-        Critic(tmp_path / "lm").check(never)
+        Critic(tmp_path / "lm").check(Never())
 
 
-def test_where_it_starts(reward_folder, make_model):
+def test_where_it_starts(reward_folder, make_model, word_tokenizer):
     model = make_model()
     policy, network = Policy(model), ValueNetwork.from_causal_lm(model)
-    assert Critic(network).build(policy, never) is network
-    head = Critic("shared").build(policy, never)
+    assert Critic(network).build(policy, Never()) is network
+    head = Critic("shared").build(policy, Never())
     assert isinstance(head, ValueHead)
     assert [p.abs().sum().item() for p in head.parameters()] == [0, 0]
     merged = make_model(seed=4)
-    copy = Critic("policy").build(policy, lambda: merged)
+    copy = Critic("policy").build(policy, SimpleNamespace(merged={model: merged}.__getitem__))
     for name, tensor in copy.trunk.state_dict().items():
         assert torch.equal(tensor, merged.base_model.state_dict()[name])
     assert not {p.data_ptr() for p in merged.parameters()} & {p.data_ptr() for p in copy.parameters()}
-    learnt = Critic(reward_folder).build(policy, never)
+    learnt = Critic(reward_folder).build(policy, source_of(word_tokenizer))
     want = ValueNetwork.from_reward_model(str(reward_folder))
     assert all(torch.equal(tensor, want.state_dict()[name]) for name, tensor in learnt.state_dict().items())
 
 
-def test_that_of_a_reward_model_is_as_wide_and_as_thrifty_as_the_policy(reward_folder, make_model):
+def test_that_of_a_reward_model_is_as_wide_and_as_thrifty_as_the_policy(reward_folder, make_model, word_tokenizer):
     model = make_model("llama", dtype=torch.float64)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    network = Critic(reward_folder).build(Policy(model), never)
+    source = source_of(word_tokenizer)
+    network = Critic(reward_folder).build(Policy(model), source)
     assert network.trunk.dtype == torch.float64
     assert network.trunk.is_gradient_checkpointing
-    assert not Critic(reward_folder).build(Policy(make_model()), never).trunk.is_gradient_checkpointing
+    assert not Critic(reward_folder).build(Policy(make_model()), source).trunk.is_gradient_checkpointing
 
 
 def test_sharing_a_trunk_that_is_not_known_is_refused(make_model):
     policy = Policy(make_model())
     policy._head = None
     with pytest.raises(ValueError, match="start the `critic` from the policy"):
-        Critic("shared").build(policy, never)
+        Critic("shared").build(policy, Never())
 
 
 def test_its_loss_by_hand():
     values, returns, old = (torch.tensor([row]) for row in ([0.5, 1.0, -1.0], [1.0, 1.0, 1.0], [0.4, 0.2, -0.9]))
-    losses, clipped = Critic(clip=0.3).loss(values, returns, old)
+    rollout = SimpleNamespace(returns=returns, values=old)
+    losses, clipped = Critic(clip=0.3).loss(values, rollout)
     # inside the bounds; at 0.5 after clipping, which is farther from 1; unclipped is as far as it is
     assert losses[0].tolist() == pytest.approx([0.125, 0.125, 2.0])
     assert clipped.tolist() == [[False, True, False]]
-    losses, clipped = Critic(clip=None).loss(values, returns, old)
+    losses, clipped = Critic(clip=None).loss(values, rollout)
     assert losses[0].tolist() == pytest.approx([0.125, 0.0, 2.0])
     assert not clipped.any()
+
+
+def test_what_it_had_foreseen():
+    generator = torch.Generator().manual_seed(0)
+    returns, values = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    mask = torch.rand(3, 4, generator=generator) < 0.7
+    rollout = SimpleNamespace(returns=returns, values=values, loss_mask=mask)
+    ranks = Ranks(SimpleNamespace(_trainer=None, device=torch.device("cpu")))
+    got = Critic().explained_variance(rollout, ranks)
+    assert got.item() == pytest.approx(explained_variance(values, returns, mask).item(), abs=1e-6)
+    assert got.dtype == torch.float32
+    rollout.values = returns
+    assert Critic().explained_variance(rollout, ranks) == 1
 
 
 # ----------------------------------------------------------------------- how far a policy may go
@@ -130,18 +166,16 @@ def stored(state):
 
 def test_a_fixed_coefficient_stays_whatever_is_measured():
     control = KLControl(0.3, target=None, horizon=10)
-    assert not control.adapts
     for index in range(3):
         control.begin(index)
-        control.measure(50.0, 10)
+        measure(control, 50.0, 10)
     assert control.kl_coef == 0.3
 
 
 def test_a_coefficient_that_adapts_does_so_when_the_next_rollout_begins():
     control = KLControl(0.3, target=1.0, horizon=100)
-    assert control.adapts
     control.begin(0)
-    control.measure(3.0, 10)
+    measure(control, 3.0, 10)
     control.begin(0)  # made again, since it was interrupted
     assert control.kl_coef == 0.3
     control.begin(1)
@@ -149,7 +183,7 @@ def test_a_coefficient_that_adapts_does_so_when_the_next_rollout_begins():
     assert control.kl_coef == want > 0.3
     control.begin(2)  # of rollout 1 nothing was measured
     assert control.kl_coef == want
-    control.measure(0.0, 10)
+    measure(control, 0.0, 10)
     control.begin(3)
     assert control.kl_coef < want
 
@@ -157,7 +191,7 @@ def test_a_coefficient_that_adapts_does_so_when_the_next_rollout_begins():
 def test_a_rollout_without_sequences_says_nothing():
     control = KLControl(0.3, target=1.0, horizon=100)
     control.begin(0)
-    control.measure(0.0, 0)
+    measure(control, 0.0, 0)
     control.begin(1)
     assert control.kl_coef == 0.3
 
@@ -167,7 +201,7 @@ def test_the_coefficient_goes_on_from_a_checkpoint(measured):
     first, second = KLControl(0.3, target=1.0, horizon=100), KLControl(9.0, target=1.0, horizon=100)
     first.begin(4)
     if measured:
-        first.measure(3.0, 10)
+        measure(first, 3.0, 10)
     second.load_state_dict(stored(first))
     assert second.state_dict() == first.state_dict()
     for control in (first, second):

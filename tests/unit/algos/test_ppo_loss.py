@@ -27,7 +27,7 @@ def tensor(numbers):
 
 def make(*, step=0, **settings):
     module = PPO("tiny", lambda completions: [0.0], **grouped({"missing_eos": "keep", **settings}))
-    module._trainer = SimpleNamespace(global_step=step, world_size=1, accumulate_grad_batches=1)
+    module._trainer = SimpleNamespace(global_step=step, global_rank=0, world_size=1, accumulate_grad_batches=1)
     module.statistics = StepStatistics()
     return module
 
@@ -225,7 +225,7 @@ def test_the_adaptive_coefficient_changes_with_the_next_rollout():
 def test_the_adaptive_coefficient_is_stored():
     control = KLControl(0.3, target=1.0, horizon=100)
     control.begin(0)
-    control.measure(2.0, 10)
+    control.measure(torch.full((10, 2), 1.0), torch.ones(10, 2, dtype=torch.bool), make().ranks)
     for index in (0, 1):
         restored = KLControl(0.9, target=1.0, horizon=100)
         restored.load_state_dict(control.state_dict())

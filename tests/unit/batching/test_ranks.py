@@ -46,7 +46,7 @@ def two(strategy):
 
 def test_one_process_without_a_trainer():
     ranks = Ranks(module_of())
-    assert (ranks.number, ranks.own) == (1, 0)
+    assert ranks.place == (0, 1)
     assert torch.equal(ranks.sum(VALUES), VALUES)
     assert torch.equal(ranks.max(VALUES), VALUES)
     assert [ranks.any(flag) for flag in (True, False)] == [True, False]
@@ -64,9 +64,9 @@ def test_one_process_of_a_trainer_asks_no_strategy():
 def test_the_trainer_is_looked_up_at_each_call(strategy):
     module = module_of()
     ranks = Ranks(module)
-    assert ranks.number == 1
+    assert ranks.place == (0, 1)
     module._trainer = module.trainer = SimpleNamespace(world_size=2, global_rank=1, strategy=strategy)
-    assert (ranks.number, ranks.own) == (2, 1)
+    assert ranks.place == (1, 2)
     assert ranks.sum(torch.tensor(3)).item() == 6
 
 

@@ -32,7 +32,7 @@ class StubAlgorithm:
     device = CPU
 
     def __init__(self, tokenizer, **settings):
-        self.tokenizer = tokenizer
+        self.source = SimpleNamespace(tokenizer=tokenizer)
         self.main_network = torch.nn.Identity()
         self.compared = []
         self.called = []
@@ -191,7 +191,7 @@ def test_a_rank_without_prompts_takes_part_with_a_masked_row(stub):
 class TwoRanks(Ranks):
     """This process is the first of two; of the other's part is known what it would say, by the order of the calls."""
 
-    number, own = 2, 0
+    place = 0, 2
 
     def __init__(self, *, groups, rewards):
         self.said = torch.tensor(groups), torch.tensor(rewards)

@@ -1,12 +1,15 @@
 """Judging a policy by completions, with an engine that writes what it is told to."""
 
 import math
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from lit_posttrain import RewardFunctions, Sampling, Validation
 from lit_posttrain.batching import stable_hash
+from lit_posttrain.rollout.engine import LocalEngine
 from lit_posttrain.rollout.evaluator import VALIDATION_SEED, PromptEvaluator
 from tests.rollout_stubs import StubEngine
 
@@ -139,11 +142,17 @@ def test_ranks_are_added_up():
 
 
 @pytest.mark.parametrize("rows", [["a"], [("prompt", "a")]])
-def test_rows_that_are_none_are_refused(rows):
-    with pytest.raises(TypeError, match="must be a list of dictionaries"):
-        evaluator().evaluate(rows)
-    with pytest.raises(KeyError, match="needs the key `prompt`"):
-        evaluator().evaluate([{"question": "a"}])
+def test_rows_that_are_none_are_refused(make_model, word_tokenizer, rows):
+    """By the engine, which is to complete them."""
+    module = SimpleNamespace(
+        language_model=make_model(), source=SimpleNamespace(tokenizer=word_tokenizer), forward_context=nullcontext
+    )
+    judge = evaluator(LocalEngine(module))
+    for act in (judge.evaluate, judge.predict):
+        with pytest.raises(TypeError, match="must be a list of dictionaries"):
+            act(rows)
+        with pytest.raises(KeyError, match="needs the key `prompt`"):
+            act([{"question": "a"}])
 
 
 def test_numbers_are_in_single_precision():
