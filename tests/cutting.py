@@ -45,7 +45,14 @@ ALGORITHMS: dict[str, list[str]] = {
         "algo.kl_coef=0.05",
         "algo.scale=none",
     ],
-    "ppo": ["algo=ppo", *PROMPTS, "algo.group_size=2", "algo.rollouts.num_epochs=2", "algo.kl_target=0.5", "algo.target_kl=0.5"],
+    "ppo": [
+        "algo=ppo",
+        *PROMPTS,
+        "algo.group_size=2",
+        "algo.rollouts.num_epochs=2",
+        "algo.kl_target=0.5",
+        "algo.target_kl=0.5",
+    ],
     "rloo": ["algo=rloo", *PROMPTS, "algo.group_size=2"],
     "reinforce_pp": ["algo=reinforce_pp", *PROMPTS, "algo.rollouts.num_minibatches=2"],
     "sft": [

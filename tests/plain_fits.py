@@ -19,11 +19,15 @@ from lit_posttrain import (
     PPO,
     RLOO,
     SFT,
+    BuiltModel,
+    Critic,
     InstructDataModule,
     PreferenceDataModule,
     ReinforcePlusPlus,
     RewardModel,
+    Rollouts,
     Sampling,
+    Validation,
 )
 from lit_posttrain.models.weights import tensors_sha256
 
@@ -123,24 +127,24 @@ class PlainFit:
         return "val/reward" if self.online else "val/loss"
 
     def module(self) -> Any:
+        model = BuiltModel(self.model(), tokenizer=self.tokenizer)
         shared = {
-            "tokenizer": self.tokenizer,
             "optimizer": partial(torch.optim.AdamW, lr=1e-2),
             "scheduler": partial(LinearLR, start_factor=0.1, total_iters=20),
         }
         if self.algorithm == "reward_model":
-            return RewardModel(self.model(), **shared)
+            return RewardModel(model, **shared)
         shared["sampling"] = Sampling(max_new_tokens=6)
         offline = {"sft": SFT, "dpo": DPO}
         if self.algorithm in offline:
-            return offline[self.algorithm](self.model(), **shared)
+            return offline[self.algorithm](model, **shared)
         online = {
-            "grpo": partial(GRPO, group_size=2, num_minibatches=2, kl_coef=0.05, scale="none"),
-            "ppo": partial(PPO, num_epochs=2, kl_target=0.5, kl_horizon=50, value_lr=0.01),
+            "grpo": partial(GRPO, group_size=2, rollouts=Rollouts(num_minibatches=2), kl_coef=0.05, scale="none"),
+            "ppo": partial(PPO, rollouts=Rollouts(num_epochs=2), kl_target=0.5, kl_horizon=50, critic=Critic(lr=0.01)),
             "rloo": partial(RLOO, group_size=2),
-            "reinforce_pp": partial(ReinforcePlusPlus, group_size=2, num_minibatches=2),
+            "reinforce_pp": partial(ReinforcePlusPlus, group_size=2, rollouts=Rollouts(num_minibatches=2)),
         }
-        return online[self.algorithm](self.model(), even_words, val_samples=1, **shared)
+        return online[self.algorithm](model, even_words, validation=Validation(num_samples=1), **shared)
 
     def loaders(self) -> tuple[Iterable[Any], Iterable[Any]]:
         if self.online:

@@ -39,12 +39,12 @@ def test_what_can_run_is_run(command_line, started, tmp_path):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("ppo.algo.critic.clip=0", "stage `ppo`: `value_clip` must be > 0"),
+        ("ppo.algo.critic.clip=0", "stage `ppo`: `clip` must be > 0"),
         ("ppo.algo.critic.start=./foo", "stage `ppo`: `critic` must be policy, shared or a reward model, got `./foo`"),
         ("ppo.algo.critic.start={sft}", "stage `ppo`: `{sft}` holds GPT2LMHeadModel, which is no reward model"),
         (
             "ppo.algo.critic.start=/no/where",
-            "there is no folder `/no/where` (looked at /no/where); check `algo.critic`",
+            "there is no folder `/no/where` (looked at /no/where); check `critic`",
         ),
         pytest.param(
             "ppo.reward.path=/no/where",

@@ -29,13 +29,15 @@ from lit_posttrain import (
     ReinforcePlusPlus,
     RewardModel,
     Sampling,
+    Validation,
 )
 from lit_posttrain.app.run import run
-from lit_posttrain.functional.accumulation import accumulation_dtype
+from lit_posttrain.functional.random import accumulation_dtype
 from lit_posttrain.models.networks.reward import RewardNetwork
 from lit_posttrain.rewards.model import load_reward_model
 from tests.composing import compose_train
 from tests.device import second_device
+from tests.groups import grouped
 from tests.integration.ranks import MIXED, WORDS, length, make_model, make_tokenizer, reward
 
 CPU, SECOND = "cpu", second_device.NAME
@@ -52,7 +54,7 @@ LEARNER = {
     "scheduler": partial(ConstantLR, factor=1.0),
 }
 FUSED = {**LEARNER, "optimizer": partial(torch.optim.AdamW, lr=1e-3, fused=True)}
-WRITER = {**LEARNER, "sampling": Sampling(max_new_tokens=8), "scores": {"length": length}}
+WRITER = {**LEARNER, "sampling": Sampling(max_new_tokens=8), "validation": Validation(metrics={"length": length})}
 NUCLEUS = {"sampling": Sampling(max_new_tokens=8, top_k=30, top_p=0.95)}
 
 
@@ -99,7 +101,7 @@ def preferences(rows: list[dict] = PAIRS, **settings: Any) -> PreferenceDataModu
 
 
 def online(algorithm: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-    return lambda model, world: algorithm(model, reward, **{**WRITER, "group_size": 2, **settings})
+    return lambda model, world: algorithm(model, reward, **grouped({**WRITER, "group_size": 2, **settings}))
 
 
 def offline(algorithm: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
@@ -239,14 +241,16 @@ JOBS: dict[str, Job | Command] = {
     "dpo_precomputed": Job(offline(DPO, precompute_reference=True, **WRITER), preferences, also=("resume",)),
     "kto": Job(offline(DPO, loss="kto", **WRITER), partial(preferences, JUDGED)),
     "grpo": Job(
-        online(GRPO, kl_coef=0.05, num_minibatches=2, entropy_coef=0.01, **NUCLEUS),
+        online(GRPO, kl_coef=0.05, rollouts__num_minibatches=2, entropy_coef=0.01, **NUCLEUS),
         trainer=deterministic,
         also=("resume", "predict"),
     ),
-    "grpo_refills": Job(online(GRPO, max_refills=2, overlong_fraction=0.5)),
+    "grpo_refills": Job(online(GRPO, max_resample_batches=2, overlong_fraction=0.5)),
     "recomputed": Job(online(GRPO), model={"gradient_checkpointing": True}),
     "learned_reward": Job(with_learned_reward, trainer=mixed_precision),
-    "ppo": Job(online(PPO, num_epochs=2, kl_target=0.5, value_lr=1e-3), trainer=deterministic, also=("resume",)),
+    "ppo": Job(
+        online(PPO, rollouts__num_epochs=2, kl_target=0.5, critic__lr=1e-3), trainer=deterministic, also=("resume",)
+    ),
     "ppo_shared": Job(online(PPO, critic="shared", whiten_rewards=True)),
     "ppo_reward_model": Job(with_critic_of_a_reward_model),
     "rloo": Job(online(RLOO)),

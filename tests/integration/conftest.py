@@ -10,9 +10,9 @@ import torch
 from lightning import Callback, Trainer
 from torch.optim.lr_scheduler import ConstantLR
 
-from lit_posttrain import GRPO, PromptDataModule, Sampling
-from lit_posttrain.algos.policy_gradient import PolicyGradientModule
+from lit_posttrain import GRPO, BuiltModel, OnlineModule, PromptDataModule, Sampling
 from lit_posttrain.models.networks.layout import PacksRows
+from tests.groups import grouped
 from tests.integration.recording import StepRecorder
 
 PROMPTS = [{"prompt": " ".join(f"w{(i * 7 + j) % 38}" for j in range(1 + i % 5)), "wanted": f"w{i}"} for i in range(12)]
@@ -46,25 +46,28 @@ class Recorder(StepRecorder):
 def networks_given_packed_rows(monkeypatch) -> list[PacksRows]:
     """Those that ran on fewer sequences than there were rows, once each, while the test goes on."""
     networks: list[PacksRows] = []
-    lay_out = PacksRows.model_inputs
+    lay_out = PacksRows.lay_out
 
-    def watched(network, **rows):
-        laid_out = lay_out(network, **rows)
+    def watched(network, batch):
+        laid_out = lay_out(network, batch)
         if len(laid_out.inputs["input_ids"]) < len(laid_out.sequences) and all(n is not network for n in networks):
             networks.append(network)
         return laid_out
 
-    monkeypatch.setattr(PacksRows, "model_inputs", watched)
+    monkeypatch.setattr(PacksRows, "lay_out", watched)
     return networks
 
 
 @pytest.fixture
 def run_online(make_model, word_tokenizer, tmp_path) -> Callable[..., tuple[Any, Recorder, Trainer]]:
-    """Fit an algorithm and return module, recorder and Trainer; `trainer` and `module` are settings that differ."""
+    """Fit an algorithm and return module, recorder and Trainer.
+
+    `trainer` and `module` are settings that differ; those of groups of options as `grouped` takes them.
+    """
 
     def run(
         *,
-        algorithm: type[PolicyGradientModule] = GRPO,
+        algorithm: type[OnlineModule] = GRPO,
         family: str = "gpt2",
         dtype: torch.dtype = torch.float32,
         optimizer: Any = SGD,
@@ -82,11 +85,10 @@ def run_online(make_model, word_tokenizer, tmp_path) -> Callable[..., tuple[Any,
             **module,
         }
         built = algorithm(
-            make_model(family, dtype=dtype, scale=2.0),
+            BuiltModel(make_model(family, dtype=dtype, scale=2.0), tokenizer=word_tokenizer),
             counts_even_words,
-            tokenizer=word_tokenizer,
             optimizer=optimizer,
-            **settings,
+            **grouped(settings),
         )
         recorder = Recorder()
         engine = Trainer(

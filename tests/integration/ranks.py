@@ -23,7 +23,18 @@ from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.data import DataLoader
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from lit_posttrain import GRPO, PPO, RLOO, PromptDataModule, ReinforcePlusPlus, Sampling
+from lit_posttrain import (
+    GRPO,
+    PPO,
+    RLOO,
+    BuiltModel,
+    Critic,
+    PromptDataModule,
+    ReinforcePlusPlus,
+    Rollouts,
+    Sampling,
+    Validation,
+)
 from lit_posttrain.app.run import run
 from lit_posttrain.callbacks.completions import CompletionsFile
 from tests.composing import compose_train
@@ -39,15 +50,25 @@ ENDLESS = [f"w{i}" for i in range(18)]
 WORDS = ["<pad>", "<eos>", *CURT, *ENDLESS]
 MAX_NEW_TOKENS = 16
 
-# An algorithm is compared by a line here: anything that is called with policy, rewards, tokenizer, sampling, optimizer
-# and scheduler. Each makes 4 optimiser steps of a rollout or 1.
+# An algorithm is compared by a line here: anything that is called with policy, rewards, sampling, optimizer and
+# scheduler. Each makes 4 optimiser steps of a rollout or 1.
 ALGORITHMS: dict[str, Callable[..., Any]] = {
-    "grpo": partial(GRPO, group_size=4, num_epochs=2, num_minibatches=2, kl_coef=0.05, scale="batch"),
-    "dapo": partial(GRPO, group_size=4, max_refills=2, overlong_fraction=0.5, num_minibatches=2),
-    "rloo": partial(RLOO, group_size=4, kl_coef=0.2, num_epochs=2),
-    "reinforce_pp": partial(ReinforcePlusPlus, group_size=2, kl_coef=0.2, num_minibatches=2),
+    "grpo": partial(
+        GRPO, group_size=4, rollouts=Rollouts(num_epochs=2, num_minibatches=2), kl_coef=0.05, scale="batch"
+    ),
+    "dapo": partial(
+        GRPO, group_size=4, max_resample_batches=2, overlong_fraction=0.5, rollouts=Rollouts(num_minibatches=2)
+    ),
+    "rloo": partial(RLOO, group_size=4, kl_coef=0.2, rollouts=Rollouts(num_epochs=2)),
+    "reinforce_pp": partial(ReinforcePlusPlus, group_size=2, kl_coef=0.2, rollouts=Rollouts(num_minibatches=2)),
     "ppo": partial(
-        PPO, group_size=2, num_epochs=2, num_minibatches=2, kl_coef=0.2, kl_target=0.5, kl_horizon=100, value_lr=0.02
+        PPO,
+        group_size=2,
+        rollouts=Rollouts(num_epochs=2, num_minibatches=2),
+        kl_coef=0.2,
+        kl_target=0.5,
+        kl_horizon=100,
+        critic=Critic(lr=0.02),
     ),
     "dr_grpo": partial(GRPO, group_size=4, aggregation="constant", scale="none", entropy_coef=0.01),
 }
@@ -119,10 +140,9 @@ def make_trainer(folder: Path, *callbacks: Callback, **settings: Any) -> Trainer
 
 def make_module(algorithm: str = "grpo", *, dtype: torch.dtype = torch.float64, **settings: Any) -> Any:
     return ALGORITHMS[algorithm](
-        make_model(dtype),
+        BuiltModel(make_model(dtype), tokenizer=make_tokenizer()),
         reward,
         **{
-            "tokenizer": make_tokenizer(),
             "sampling": Sampling(max_new_tokens=MAX_NEW_TOKENS),
             "optimizer": partial(torch.optim.SGD, lr=0.02),
             "scheduler": partial(ConstantLR, factor=1.0),
@@ -176,7 +196,9 @@ def validate(folder: Path) -> dict[str, Any]:
         data = PromptDataModule(MIXED, val_path=rows, val_batch_size=batch_size)
         stock = DataLoader(rows, batch_size=batch_size, collate_fn=list)
         (scores[name],) = engine.validate(
-            make_module(scores={"length": length}), stock if name == "stock" else data, verbose=False
+            make_module(validation=Validation(metrics={"length": length})),
+            stock if name == "stock" else data,
+            verbose=False,
         )
     return scores
 

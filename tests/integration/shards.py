@@ -31,20 +31,23 @@ from lit_posttrain import (
     GRPO,
     PPO,
     SFT,
+    BuiltModel,
+    Critic,
     InstructDataModule,
     PreferenceDataModule,
     PromptDataModule,
     RewardModel,
+    Rollouts,
     Sampling,
 )
 from lit_posttrain.app.run import run
+from lit_posttrain.batching import TrainingBatch
 from lit_posttrain.callbacks.completions import CompletionsFile
 from lit_posttrain.functional.random import sample_keys
-from lit_posttrain.models.networks.policy import Policy
+from lit_posttrain.models.networks.policy import Policy, evaluation_mode
 from lit_posttrain.models.sharding import full_state_dict, release, shard, total_norm
 from lit_posttrain.models.sharding import whole as whole_weights
-from lit_posttrain.rollout.experience import evaluation_mode
-from lit_posttrain.rollout.sampler import sample_completions
+from lit_posttrain.rollout.engine import sample_completions
 from tests.composing import compose_train
 from tests.conftest import EOS, _config
 from tests.integration.cut_ranks import FSDP, differences
@@ -104,7 +107,7 @@ class Job:
 
     def build(self, dtype: torch.dtype = torch.float64) -> Any:
         torch.manual_seed(0)
-        module = self.module(make_model(dtype), *self.rewards, tokenizer=make_tokenizer())
+        module = self.module(BuiltModel(make_model(dtype), tokenizer=make_tokenizer()), *self.rewards)
         if isinstance(module, RewardModel):
             module.build_networks()  # before anything else draws: its head is random
         return module
@@ -149,18 +152,34 @@ online = partial(Job, rewards=(reward,), callbacks=(completions_file,))
 EXACT: dict[str, Job] = {
     # 11 prompts in batches of 5, 5 and 1: in the third rollout a rank has none
     "ppo": online(
-        partial(PPO, group_size=2, num_epochs=1, num_minibatches=2, kl_coef=0.2, value_lr=0.02, **SGD, **SAMPLING),
+        partial(
+            PPO,
+            group_size=2,
+            rollouts=Rollouts(num_epochs=1, num_minibatches=2),
+            kl_coef=0.2,
+            critic=Critic(lr=0.02),
+            **SGD,
+            **SAMPLING,
+        ),
         lambda: PromptDataModule(MIXED, batch_size=5),
         {"max_steps": 6, "gradient_clip_val": 0.5, "limit_val_batches": 0},
     ),
     # completions of one rank end at once, those of the other never
     "shared": online(
-        partial(PPO, critic="shared", group_size=4, num_epochs=1, num_minibatches=2, kl_coef=0.0, **SGD, **SAMPLING),
+        partial(
+            PPO,
+            critic="shared",
+            group_size=4,
+            rollouts=Rollouts(num_epochs=1, num_minibatches=2),
+            kl_coef=0.0,
+            **SGD,
+            **SAMPLING,
+        ),
         lambda: PromptDataModule(ALTERNATING, batch_size=4, shuffle=False),
         {"max_steps": 2, "accumulate_grad_batches": 2, "limit_val_batches": 0},
     ),
     "grpo": online(
-        partial(GRPO, group_size=4, kl_coef=0.05, max_refills=2, **SGD, **SAMPLING),
+        partial(GRPO, group_size=4, kl_coef=0.05, max_resample_batches=2, **SGD, **SAMPLING),
         lambda: PromptDataModule(ALTERNATING, batch_size=4, shuffle=False),
         {"max_steps": 2, "limit_val_batches": 0},
     ),
@@ -192,12 +211,10 @@ TRAINED = Job(
     partial(
         PPO,
         group_size=2,
-        num_epochs=2,
-        num_minibatches=2,
+        rollouts=Rollouts(num_epochs=2, num_minibatches=2),
         kl_coef=0.1,
-        critic_warmup_steps=2,
+        critic=Critic(lr=3e-3, warmup_steps=2),
         optimizer=partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.1),
-        value_lr=3e-3,
         **SAMPLING,
     ),
     lambda: PromptDataModule(MIXED[:10], batch_size=5, val_path=MIXED[:3], val_batch_size=2),  # 8 steps an epoch
@@ -214,7 +231,15 @@ TAUGHT = Job(
 )
 # Weights in half precision, of policy, critic and reference.
 HALVED = online(
-    partial(PPO, group_size=2, num_epochs=1, kl_coef=0.2, value_lr=0.02, **SGD, **SAMPLING),
+    partial(
+        PPO,
+        group_size=2,
+        rollouts=Rollouts(num_epochs=1),
+        kl_coef=0.2,
+        critic=Critic(lr=0.02),
+        **SGD,
+        **SAMPLING,
+    ),
     lambda: PromptDataModule(MIXED[:8], batch_size=4, val_path=MIXED[:3], val_batch_size=2),
     {"max_steps": 2, "precision": "bf16-true", "gradient_clip_val": 0.1, "num_sanity_val_steps": -1},
 )
@@ -270,7 +295,7 @@ def refusals(folder: Path) -> dict[str, str]:
         ("lora", lambda: lora, fsdp2()),
         ("split", make_model(torch.float32), split),
     ):
-        module = SFT(model, tokenizer=make_tokenizer())
+        module = SFT(BuiltModel(model, tokenizer=make_tokenizer()))
         try:
             job.fit(folder, module, sharded=True, strategy=strategy)
         except ValueError as error:
@@ -283,7 +308,12 @@ def command(folder: Path, *overrides: str) -> None:
     GlobalHydra.instance().clear()
     folder.mkdir(parents=True, exist_ok=True)  # as Hydra does
     small = ["logger=csv", "algo=ppo", "algo.group_size=2", "data.batch_size=3", "algo.sampling.max_new_tokens=24"]
-    small += ["data.path.num_prompts=8", "data.path.num_validation=5", "algo.validation.num_samples=1", "trainer.max_steps=2"]
+    small += [
+        "data.path.num_prompts=8",
+        "data.path.num_validation=5",
+        "algo.validation.num_samples=1",
+        "trainer.max_steps=2",
+    ]
     trainer = ["trainer=fsdp", "trainer.accelerator=cpu"] if WORLD_SIZE > 1 else []
     quiet = ["+trainer.enable_progress_bar=false"]
     run(compose_train(*small, "val_every_steps=1", *trainer, *quiet, *overrides, run_dir=folder))
@@ -306,10 +336,10 @@ def family(name: str) -> dict[str, float]:
     for each in (policy, plain):
         with whole_weights(each), evaluation_mode(each):
             settings = {"sampling": Sampling(max_new_tokens=4 + 4 * RANK), "num_samples": 2, "keys": keys}
-            sampled.append(sample_completions(each.model, prompts, **settings, eos_ids=[EOS], pad_id=0).tokens)
+            sampled.append(sample_completions(each.model, prompts, **settings, eos_ids=[EOS], pad_id=0)[0])
     got, want = sampled
-    inputs = {name: getattr(want, name) for name in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
-    logprobs = [each(**inputs, loss_mask=want.completion_mask).logprobs for each in (policy, plain)]
+    batch = TrainingBatch(**vars(want), loss_mask=want.completion_mask)
+    logprobs = [each(batch).logprobs for each in (policy, plain)]
     for each in logprobs:
         each.sum().backward()
     gradients = [parameter.grad / WORLD_SIZE for parameter in plain.parameters()]

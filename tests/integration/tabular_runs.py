@@ -5,7 +5,8 @@ from functools import partial
 import torch
 from transformers import get_linear_schedule_with_warmup
 
-from lit_posttrain import PromptDataModule, Sampling
+from lit_posttrain import BuiltModel, PromptDataModule, Sampling
+from tests.groups import grouped
 from tests.integration.ranks import make_trainer
 from tests.tabular import FIRST_ACTION, make_table, make_tokenizer
 
@@ -25,15 +26,14 @@ def tree_reward(completion_ids):
 
 def train(algorithm, *, reference, reward, length, steps, folder, lr=0.1, batch_size=8, callbacks=(), **settings):
     module = algorithm(
-        make_table(reference),
+        BuiltModel(make_table(reference), tokenizer=make_tokenizer(len(reference))),
         reward,
         **{
-            "tokenizer": make_tokenizer(len(reference)),
             "sampling": Sampling(max_new_tokens=length),
             "kl_coef": BETA,
             "optimizer": partial(torch.optim.Adam, lr=lr),
             "scheduler": partial(get_linear_schedule_with_warmup, num_warmup_steps=0, num_training_steps=steps),
-            **settings,
+            **grouped(settings),
         },
     )
     trainer = make_trainer(folder, *callbacks, max_steps=steps, limit_val_batches=0)

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from lit_posttrain import DPO, GRPO, PPO, SFT, Lora, Pretrained, RewardModel
+from lit_posttrain import DPO, GRPO, PPO, SFT, BuiltModel, Lora, Pretrained, RewardModel
 from lit_posttrain.models.networks.reward import RewardNetwork
 from lit_posttrain.models.weights import tensors_sha256
 from lit_posttrain.rewards.model import LearnedReward
@@ -29,7 +29,7 @@ def folders(make_model, word_tokenizer, tmp_path_factory):
 MODULES = {
     "stored": lambda f: SFT(Pretrained(f["base"])),
     "fresh": lambda f: SFT(Pretrained(f["base"], random_init=True, seed=2)),
-    "function": lambda f: SFT(Pretrained(f["base"]).load, tokenizer=Pretrained(f["base"]).load_tokenizer()),
+    "function": lambda f: SFT(BuiltModel(Pretrained(f["base"]).load, tokenizer=Pretrained(f["base"]).load_tokenizer())),
     "adapter": lambda f: SFT(Pretrained(f["base"], lora=Lora(r=2, seed=5))),
     "trained adapter": lambda f: GRPO(Pretrained(f["adapter"]), counts_even_words, kl_coef=0.1, scale="none"),
     "reference": lambda f: DPO(Pretrained(f["base"])),

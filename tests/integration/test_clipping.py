@@ -11,9 +11,19 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim.lr_scheduler import ConstantLR
 
-from lit_posttrain import DPO, GRPO, PPO, SFT, InstructDataModule, PreferenceDataModule, PromptDataModule, Sampling
-from lit_posttrain.algos.reward_model import RewardModel
-from lit_posttrain.algos.training_module import TrainingModule
+from lit_posttrain import (
+    DPO,
+    GRPO,
+    PPO,
+    SFT,
+    BuiltModel,
+    InstructDataModule,
+    PostTrainingModule,
+    PreferenceDataModule,
+    PromptDataModule,
+    RewardModel,
+    Sampling,
+)
 from lit_posttrain.models.weights import tensors_sha256
 from tests.integration.conftest import PROMPTS, counts_even_words
 from tests.integration.test_dpo import PAIRS
@@ -26,7 +36,7 @@ ALGORITHMS = {
     "reward_model": (RewardModel, {}, lambda: PreferenceDataModule(PAIRS, batch_size=4)),
     "dpo": (DPO, {}, lambda: PreferenceDataModule(PAIRS, batch_size=4)),
     "grpo": (GRPO, ONLINE, lambda: PromptDataModule(PROMPTS, batch_size=4)),
-    "ppo": (PPO, {**ONLINE, "value_lr": 1e-3}, lambda: PromptDataModule(PROMPTS, batch_size=4)),
+    "ppo": (PPO, {**ONLINE, "critic": {"lr": 1e-3}}, lambda: PromptDataModule(PROMPTS, batch_size=4)),
 }
 
 
@@ -38,7 +48,9 @@ def fit(make_model, word_tokenizer, tmp_path):
         algorithm, settings, data = ALGORITHMS[name]
         torch.manual_seed(0)
         make = partial(optimizer, lr=lr, **({} if fused is None else {"fused": fused}))
-        module = algorithm(make_model(scale=2.0), tokenizer=word_tokenizer, optimizer=make, **CONSTANT, **settings)
+        module = algorithm(
+            BuiltModel(make_model(scale=2.0), tokenizer=word_tokenizer), optimizer=make, **CONSTANT, **settings
+        )
         norms = []
         log = module.log
         module.log = lambda key, value, **how: (
@@ -68,7 +80,7 @@ def test_it_is_lightning_s_to_the_last_bit(fit, monkeypatch, name, algorithm):
     limits = {"gradient_clip_val": 0.01, "gradient_clip_algorithm": algorithm}
     got, norms = fit(name, optimizer=torch.optim.SGD, lr=0.1, **limits)
     assert min(norms) > 0.01
-    monkeypatch.setattr(TrainingModule, "configure_gradient_clipping", LightningModule.configure_gradient_clipping)
+    monkeypatch.setattr(PostTrainingModule, "configure_gradient_clipping", LightningModule.configure_gradient_clipping)
     want, _ = fit(name, optimizer=torch.optim.SGD, lr=0.1, **limits)
     assert tensors_sha256(got) == tensors_sha256(want)
     unclipped, _ = fit(name, optimizer=torch.optim.SGD, lr=0.1)
@@ -112,7 +124,7 @@ def test_groups_with_names_are_clipped_apart_and_all_others_together(algorithm):
     gradients = [torch.tensor([3.0, 4.0]) * 10.0**power for power in range(5)]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient.clone()
-    TrainingModule.configure_gradient_clipping(None, optimizer, 2.0, algorithm)
+    PostTrainingModule.configure_gradient_clipping(None, optimizer, 2.0, algorithm)
     if algorithm == "value":
         assert all(torch.equal(p.grad, torch.tensor([2.0, 2.0])) for p in parameters)
         return
@@ -127,5 +139,5 @@ def test_groups_with_names_are_clipped_apart_and_all_others_together(algorithm):
 def test_no_limit(limit):
     parameter = nn.Parameter(torch.zeros(2))
     parameter.grad = torch.full((2,), 1e9)
-    TrainingModule.configure_gradient_clipping(None, torch.optim.SGD([parameter], lr=1.0), limit, None)
+    PostTrainingModule.configure_gradient_clipping(None, torch.optim.SGD([parameter], lr=1.0), limit, None)
     assert torch.equal(parameter.grad, torch.full((2,), 1e9))

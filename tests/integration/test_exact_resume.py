@@ -362,7 +362,7 @@ def test_a_trainer_whose_fit_failed_trains_the_module_that_it_is_given_next(plai
     with pytest.raises(RuntimeError, match="not today"):
         trainer.fit(first, train)
     trainer.callbacks.remove(fails)
-    before = torch.clone(next(second._source().parameters()))
+    before = torch.clone(next(second.source.load().parameters()))
     first.last_rollout = None
     trainer.fit(second, train)
     assert second.last_rollout is not None

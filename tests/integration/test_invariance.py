@@ -11,24 +11,37 @@ from lit_posttrain import GRPO, PPO, RLOO, ReinforcePlusPlus, Sampling
 from lit_posttrain.functional import group_advantages, overlong_penalty
 from tests.integration.conftest import PROMPTS
 
+FOUR_STEPS = {"rollouts__num_epochs": 2, "rollouts__num_minibatches": 2}
 VARIANTS = {
     "dapo": {},
     "original": {"aggregation": "seq-mean-token-mean", "kl_coef": 0.1, "kl_gradient": "k3"},
     "dr_grpo": {"aggregation": "constant", "scale": "none", "entropy_coef": 0.01},
     "sum": {"aggregation": "seq-mean-token-sum", "scale": "batch", "mask_truncated": True},
-    "off_policy": {"num_epochs": 2, "num_minibatches": 2, "kl_coef": 0.1, "scale": "none", "dual_clip": 3.0},
-    "gspo": {"ratio": "sequence", "aggregation": "seq-mean-token-mean", "num_minibatches": 2},
-    "cispo": {"clipping": "weight", "clip_low": 1.0, "clip_high": 0.1, "num_minibatches": 2},
-    "refilled": {"max_refills": 3, "overlong_fraction": 0.5, "num_minibatches": 2},
-    "rloo": {"algorithm": RLOO, "kl_coef": 0.3, "num_epochs": 2},
-    "reinforce_pp": {"algorithm": ReinforcePlusPlus, "kl_coef": 0.3, "num_minibatches": 2},
-    "ppo": {"algorithm": PPO, "num_epochs": 2, "num_minibatches": 2, "kl_coef": 0.3, "entropy_coef": 0.01},
+    "off_policy": {
+        "rollouts__num_epochs": 2,
+        "rollouts__num_minibatches": 2,
+        "kl_coef": 0.1,
+        "scale": "none",
+        "dual_clip": 3.0,
+    },
+    "gspo": {"ratio": "sequence", "aggregation": "seq-mean-token-mean", "rollouts__num_minibatches": 2},
+    "cispo": {"clipping": "weight", "clip_low": 1.0, "clip_high": 0.1, "rollouts__num_minibatches": 2},
+    "refilled": {"max_resample_batches": 3, "overlong_fraction": 0.5, "rollouts__num_minibatches": 2},
+    "rloo": {"algorithm": RLOO, "kl_coef": 0.3, "rollouts__num_epochs": 2},
+    "reinforce_pp": {"algorithm": ReinforcePlusPlus, "kl_coef": 0.3, "rollouts__num_minibatches": 2},
+    "ppo": {
+        "algorithm": PPO,
+        "rollouts__num_epochs": 2,
+        "rollouts__num_minibatches": 2,
+        "kl_coef": 0.3,
+        "entropy_coef": 0.01,
+    },
     "ppo_shared": {
         "algorithm": PPO,
-        "critic": "shared",
+        "critic__start": "shared",
         "missing_eos": "mask",
         "whiten_rewards": True,
-        "critic_warmup_steps": 2,
+        "critic__warmup_steps": 2,
         "target_kl": 1e-3,
     },
     "reinforce_pp_baseline": {"algorithm": ReinforcePlusPlus, "baseline": "group", "kl_coef": 0.0},
@@ -83,8 +96,7 @@ def test_more_micro_batches_than_sequences_are_filled_with_masked_rows(run_onlin
 
 def test_the_batches_of_sampling_change_nothing(run_online):
     runs = [
-        run_online(dtype=torch.float64, generation_batch_size=size, trainer={"max_steps": 2})[1]
-        for size in (None, 4, 7)
+        run_online(dtype=torch.float64, rollouts__batch_size=size, trainer={"max_steps": 2})[1] for size in (None, 4, 7)
     ]
     assert_equal_steps(runs, atol=1e-10)
 
@@ -94,8 +106,8 @@ def test_the_first_pass_over_a_rollout_is_on_policy(run_online, family):
     """Old log-probs come from other batches than the update's; the ratio must not show it."""
     _, recorder, _ = run_online(
         family=family,
-        num_epochs=2,
-        num_minibatches=1,
+        rollouts__num_epochs=2,
+        rollouts__num_minibatches=1,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.5),
         trainer={"accumulate_grad_batches": 3, "max_steps": 4},
     )
@@ -130,7 +142,7 @@ def test_kl_is_zero_at_the_start_at_any_temperature(run_online, algorithm):
         algorithm=algorithm, kl_coef=0.1, sampling=sampling, trainer={"max_steps": 1}, **settings
     )
     assert recorder.logged[0]["policy/kl_ref"] == 0
-    assert (module.last_rollout.penalties == 0).all()
+    assert (module.last_rollout.shaping == 0).all()
 
 
 def test_a_step_without_spread_leaves_the_weights_alone(run_online, make_model, monkeypatch):
@@ -160,7 +172,7 @@ class StepTokens(Callback):
 
 def test_the_denominator_is_that_of_the_step_and_not_of_the_rollout(run_online):
     tokens = StepTokens()
-    run_online(num_minibatches=3, callbacks=[tokens], trainer={"accumulate_grad_batches": 2, "max_steps": 6})
+    run_online(rollouts__num_minibatches=3, callbacks=[tokens], trainer={"accumulate_grad_batches": 2, "max_steps": 6})
     assert tokens.given == tokens.counted
     assert len(set(tokens.counted)) > 1
 
@@ -183,6 +195,8 @@ def test_unscorable_completions_have_no_advantage(run_online, monkeypatch):
 def test_penalties_are_part_of_the_rewards_that_are_compared(run_online):
     module, _, _ = run_online(overlong_fraction=1.0, overlong_factor=2.0, trainer={"max_steps": 1})
     record = module.last_rollout
-    penalty = overlong_penalty(record.experience.tokens.completion_mask.sum(1), max_length=10, buffer=10, factor=2.0)
+    penalty = overlong_penalty(
+        record.scored.completions.tokens.completion_mask.sum(1), max_length=10, buffer=10, factor=2.0
+    )
     assert penalty.unique().numel() > 1
-    torch.testing.assert_close(record.advantages, group_advantages(record.rewards + penalty, group_size=4))
+    torch.testing.assert_close(record.advantages, group_advantages(record.scored.rewards + penalty, group_size=4))

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2Model
 
-from lit_posttrain import GRPO, PPO, RLOO, ReinforcePlusPlus
+from lit_posttrain import GRPO, PPO, RLOO, Critic, ReinforcePlusPlus, Rollouts
+from lit_posttrain.batching import TrainingBatch
 from lit_posttrain.functional import explained_variance
 from lit_posttrain.models.networks.value import ValueHead, ValueNetwork
 from tests.integration.tabular_runs import BETA, REFERENCE, REWARDS, TREE, bandit_reward, train, tree_reward
@@ -15,13 +16,16 @@ from tests.tabular import EOS, FIRST_ACTION, PROMPT, make_table, probabilities
 BEST = 0.24634  # beta log Z
 BEST_OF_TREE = 0.553759
 
+TWICE = Rollouts(num_epochs=2)
 
 ALGORITHMS = {
-    "ppo": partial(PPO, group_size=32, num_epochs=2, value_lr=0.05, missing_eos="keep", value_clip=None, clip_high=0.3),
-    "ppo_shared": partial(PPO, group_size=32, num_epochs=2, value_lr=0.05, missing_eos="keep", critic="shared"),
-    "rloo": partial(RLOO, group_size=32, num_epochs=2),
-    "reinforce_pp": partial(ReinforcePlusPlus, group_size=32, num_epochs=2),
-    "grpo": partial(GRPO, group_size=32, scale="none", num_epochs=2, clip_high=0.3),
+    "ppo": partial(
+        PPO, group_size=32, rollouts=TWICE, critic=Critic(lr=0.05, clip=None), missing_eos="keep", clip_high=0.3
+    ),
+    "ppo_shared": partial(PPO, group_size=32, rollouts=TWICE, critic=Critic("shared", lr=0.05), missing_eos="keep"),
+    "rloo": partial(RLOO, group_size=32, rollouts=TWICE),
+    "reinforce_pp": partial(ReinforcePlusPlus, group_size=32, rollouts=TWICE),
+    "grpo": partial(GRPO, group_size=32, scale="none", rollouts=TWICE, clip_high=0.3),
 }
 
 
@@ -88,7 +92,7 @@ def test_the_original_kl_of_grpo_ends_elsewhere(
     tmp_path,
 ):  # the k3 term descends another divergence
     module = train(
-        partial(ALGORITHMS["grpo"], kl_gradient="k3", num_epochs=1),
+        partial(ALGORITHMS["grpo"], kl_gradient="k3", rollouts=Rollouts(num_epochs=1)),
         reference=REFERENCE.tolist(),
         reward=bandit_reward,
         length=1,
@@ -104,15 +108,18 @@ def test_the_original_kl_of_grpo_ends_elsewhere(
 @pytest.mark.parametrize("critic", ["policy", "shared"])
 def test_the_critic_finds_the_values_of_the_tree(critic, tmp_path):  # V0 = .375, V1 = (.5, .25)
     module = train(
-        partial(PPO, group_size=32, num_epochs=4, missing_eos="keep", value_clip=None, critic=critic),
+        partial(PPO, group_size=32, missing_eos="keep"),
         reference=[0.5, 0.5],
         reward=tree_reward,
         length=2,
         steps=60,
         folder=tmp_path,
         kl_coef=0.0,
-        value_lr=0.1,
-        critic_warmup_steps=60,
+        rollouts__num_epochs=4,
+        critic__start=critic,
+        critic__lr=0.1,
+        critic__clip=None,
+        critic__warmup_steps=60,
     )
     head = module.value_model if critic == "shared" else module.value_model.head
     states = torch.eye(5, dtype=torch.float64)
@@ -149,16 +156,14 @@ def transformer_critic():
 def test_a_transformer_critic_counts(tmp_path):  # V(s_t) = count so far + (T - t) / |V|
     steps = 200
     module = train(
-        partial(PPO, group_size=64, num_epochs=2, num_minibatches=2, missing_eos="keep", value_clip=None),
+        partial(PPO, group_size=64, rollouts=Rollouts(num_epochs=2, num_minibatches=2), missing_eos="keep"),
         reference=[1 / ACTIONS] * ACTIONS,
         reward=counts_the_first_action,
         length=LENGTH,
         steps=steps,
         folder=tmp_path,
-        critic=transformer_critic(),
         kl_coef=0.0,
-        value_lr=1e-2,
-        critic_warmup_steps=steps,
+        critic=Critic(transformer_critic(), lr=1e-2, clip=None, warmup_steps=steps),
     )
     completions = torch.randint(
         FIRST_ACTION, FIRST_ACTION + ACTIONS, (512, LENGTH), generator=torch.Generator().manual_seed(1)
@@ -166,11 +171,13 @@ def test_a_transformer_critic_counts(tmp_path):  # V(s_t) = count so far + (T - 
     prompts, everywhere = torch.full((512, 1), PROMPT), torch.ones(512, LENGTH, dtype=torch.bool)
     with torch.no_grad():
         got = module.value_model(
-            prompt_ids=prompts,
-            prompt_mask=everywhere[:, :1],
-            completion_ids=completions,
-            completion_mask=everywhere,
-            loss_mask=everywhere,
+            TrainingBatch(
+                prompt_ids=prompts,
+                prompt_mask=everywhere[:, :1],
+                completion_ids=completions,
+                completion_mask=everywhere,
+                loss_mask=everywhere,
+            )
         )
     counted = (completions == FIRST_ACTION).float()
     before = counted.cumsum(1) - counted

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_posttrain import GRPO, RewardFunctions, Sampling
+from lit_posttrain import GRPO, BuiltModel, RewardFunctions, Rollouts, Sampling, Validation
 from tests.integration.conftest import PROMPTS
 
 
@@ -36,7 +36,7 @@ class MyPrompts(LightningDataModule):
 def grpo(make_model, word_tokenizer):
     def build(rewards=shortness, **settings):
         settings = {"group_size": 4, "sampling": Sampling(max_new_tokens=8), **settings}
-        return GRPO(make_model("gpt2", scale=2.0), rewards, tokenizer=word_tokenizer, **settings)
+        return GRPO(BuiltModel(make_model("gpt2", scale=2.0), tokenizer=word_tokenizer), rewards, **settings)
 
     return build
 
@@ -63,8 +63,9 @@ def test_ten_lines(grpo, tmp_path):
         logger=CSVLogger(tmp_path),
         callbacks=[checkpoint, LearningRateMonitor(), EarlyStopping("val/reward", mode="max")],
     )
-    module = grpo(scores={"short": lambda completions, **columns: [float(len(text) < 10) for text in completions]})
-    before = {name: tensor.clone() for name, tensor in module._source().state_dict().items()}
+    metrics = {"short": lambda completions, **columns: [float(len(text) < 10) for text in completions]}
+    module = grpo(validation=Validation(metrics=metrics))
+    before = {name: tensor.clone() for name, tensor in module.source.load().state_dict().items()}
     trainer.fit(module, MyPrompts())
     assert trainer.global_step == 5
     assert torch.isfinite(trainer.callback_metrics["val/reward"])
@@ -131,13 +132,18 @@ def test_a_second_fit_and_another_trainer(grpo, tmp_path):
 
 def test_validation_repeats_itself(grpo, tmp_path):
     scores = {"short": lambda completions, **columns: [float(len(text) < 12) for text in completions]}
-    first = quiet(tmp_path).validate(grpo(scores=scores), MyPrompts(), verbose=False)
+    judged = Validation(metrics=scores)
+    first = quiet(tmp_path).validate(grpo(validation=judged), MyPrompts(), verbose=False)
     trainer = quiet(tmp_path)
-    trainer.validate(grpo(scores=scores, seed=7, generation_batch_size=3), MyPrompts(), verbose=False)
+    trainer.validate(grpo(validation=judged, rollouts=Rollouts(seed=7, batch_size=3)), MyPrompts(), verbose=False)
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
     assert set(metrics) == {"val/reward", "val/short", "val/short_sampled", "val/pass_at_k"}
     again = quiet(tmp_path)
-    again.validate(grpo(scores=scores), DataLoader(PROMPTS[:5], batch_size=5, collate_fn=list), verbose=False)
+    again.validate(
+        grpo(validation=judged),
+        DataLoader(PROMPTS[:5], batch_size=5, collate_fn=list),
+        verbose=False,
+    )
     assert {name: value.item() for name, value in again.callback_metrics.items()} == pytest.approx(metrics)
     assert first is not None
 
@@ -170,8 +176,8 @@ def test_rewards_see_columns_ids_and_truncation(grpo, tmp_path):
     assert prompts[0] == prompts[3] != prompts[4]
     assert wanted[0] == next(row["wanted"] for row in PROMPTS if row["prompt"] == prompts[0])
     assert all(cut == (row[-1] != 1) for cut, row in zip(truncated, ids, strict=True))
-    assert [len(row) for row in ids] == module.last_rollout.experience.tokens.completion_mask.sum(1).tolist()
-    assert module.last_rollout.rewards.tolist() == pytest.approx([-0.5 * len(text) for text in completions])
+    assert [len(row) for row in ids] == module.last_rollout.scored.completions.tokens.completion_mask.sum(1).tolist()
+    assert module.last_rollout.scored.rewards.tolist() == pytest.approx([-0.5 * len(text) for text in completions])
 
 
 def test_chat_prompts_are_answered_by_messages(grpo, tmp_path):
@@ -231,13 +237,15 @@ def test_a_row_without_prompt_is_named(grpo, tmp_path):
         ({"clip_high": 1.5}, r"`clip_high` must be in \[0, 1\), got 1.5"),
         ({"dual_clip": 0.9}, "`dual_clip` must be > 1 or None, got 0.9"),
         ({"kl_coef": -0.1}, "`kl_coef` must be finite and >= 0, got -0.1"),
-        ({"num_epochs": 0}, "`num_epochs` must be >= 1, got 0"),
+        ({"rollouts": {"num_epochs": 0}}, "`num_epochs` must be >= 1 or None, got 0"),
         ({"scale": "sdt"}, "`scale` must be one of group, batch, none, got `sdt`"),
         ({"aggregation": "mean"}, "`aggregation` must be one of token, seq-mean-token-mean"),
         ({"sampling": {"temperature": 0}}, "`sampling.temperature` must be > 0 to train"),
         ({"sampling": {"temperature": -1}}, "`sampling.temperature` must be >= 0, got -1"),
-        ({"val_samples": 0}, "`val_samples` must be >= 1, got 0"),
-        ({"generation_batch_size": 0}, "`generation_batch_size` must be >= 1 or None, got 0"),
+        ({"validation": {"num_samples": 0}}, "`num_samples` must be >= 1, got 0"),
+        ({"rollouts": {"num_minibatches": 0}}, "`num_minibatches` must be >= 1, got 0"),
+        ({"rollouts": {"batch_size": 0}}, "`batch_size` must be >= 1 or None, got 0"),
+        ({"validation": {"batch_size": 0}}, "`batch_size` must be >= 1 or None, got 0"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_loaded(settings, message):
@@ -260,9 +268,8 @@ def test_hyperparameters_load_safely(grpo, tmp_path, make_model, word_tokenizer)
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     loaded = GRPO.load_from_checkpoint(
         tmp_path / "run.ckpt",
-        policy=make_model("gpt2", seed=5),
+        policy=BuiltModel(make_model("gpt2", seed=5), tokenizer=word_tokenizer),
         rewards=shortness,
-        tokenizer=word_tokenizer,
         weights_only=True,
     )
     assert loaded.clip_high == 0.4

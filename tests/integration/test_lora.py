@@ -29,6 +29,7 @@ from lit_posttrain import (
 from lit_posttrain.app.run import run
 from lit_posttrain.models.weights import tensors_sha256, weights_sha256
 from tests.composing import compose_train
+from tests.groups import grouped
 from tests.integration.conftest import PROMPTS, counts_even_words
 from tests.integration.recording import StepRecorder
 from tests.integration.test_dpo import PAIRS
@@ -47,7 +48,7 @@ ARGUMENTS = {
     SFT: {},
     DPO: {},
     RewardModel: {},
-    GRPO: {**ONLINE, "rewards": counts_even_words, "kl_coef": 0.05, "scale": "none", "num_minibatches": 2},
+    GRPO: {**ONLINE, "rewards": counts_even_words, "kl_coef": 0.05, "scale": "none", "rollouts__num_minibatches": 2},
     RLOO: {**ONLINE, "rewards": counts_even_words, "kl_coef": 0.05},
     ReinforcePlusPlus: {**ONLINE, "rewards": counts_even_words, "kl_coef": 0.05},
 }
@@ -92,7 +93,7 @@ def fit(folders, tmp_path):
             **changed,
         }
         torch.manual_seed(0)
-        module = algorithm(Pretrained(folders["base"], lora=lora), **arguments)
+        module = algorithm(Pretrained(folders["base"], lora=lora), **grouped(arguments))
         recorder = Recorder()
         trainer = Trainer(
             accelerator="cpu",
@@ -128,7 +129,7 @@ def test_the_adapter_alone_is_trained(fit, folders, algorithm):
     head = {"network.model.score.weight"} if algorithm is RewardModel else set()
     assert {name for name in recorder.with_gradient if "lora_" not in name} == head
     assert len(recorder.with_gradient) == 16 + len(head)
-    assert not module.adapter.is_fresh
+    assert not module.source.adapter.is_fresh
     want = AutoModelForCausalLM.from_pretrained(folders["base"]).state_dict()
     for name, tensor in without_layers(frozen_weights(module)).items():
         assert torch.equal(tensor, want[name]), name
@@ -138,7 +139,7 @@ def test_the_adapter_alone_is_trained(fit, folders, algorithm):
 @pytest.mark.parametrize("algorithm", [GRPO, RLOO, ReinforcePlusPlus], ids=lambda algorithm: algorithm.__name__)
 def test_kl_is_exactly_0_at_the_start_and_the_reference_stays(fit, algorithm, start):
     """The base model without its adapter is the reference, as is a copy of an adapter that was trained."""
-    module, recorder, _ = fit(algorithm, start=start, num_minibatches=1)
+    module, recorder, _ = fit(algorithm, start=start, rollouts__num_minibatches=1)
     assert recorder.logged[0]["policy/kl_ref"] == 0
     assert recorder.logged[0]["policy/ratio_max"] == 1
     assert recorder.logged[-1]["policy/kl_ref"] > 1e-5
@@ -149,7 +150,7 @@ def test_kl_is_exactly_0_at_the_start_and_the_reference_stays(fit, algorithm, st
 
 def test_the_reference_of_a_trained_adapter_is_its_folder(fit, folders):
     module, _, _ = fit(GRPO, start="trained")
-    with module.adapter.initial():
+    with module.source.adapter.initial():
         ids = torch.arange(5)[None]
         got = module.language_model(input_ids=ids).logits
     want = AutoPeftModelForCausalLM.from_pretrained(folders["adapter"]).eval()(input_ids=ids).logits
@@ -191,9 +192,9 @@ def test_a_checkpoint_holds_what_is_trained_and_resumes_to_the_bit(fit, tmp_path
 def test_checkpoints_that_do_not_fit(fit, folders, tmp_path):
     module, _, _ = fit(SFT, max_steps=1, callbacks=[keep_every(1, tmp_path)])
     path = tmp_path / "step=1.ckpt"
-    with pytest.raises(ValueError, match=r"does not fit this run's adapter: give `model.lora.r`.*size mismatch"):
+    with pytest.raises(ValueError, match=r"does not fit this run's adapter: give `r`, `target_modules`.*size mismatch"):
         fit(SFT, r=3, ckpt_path=path)
-    with pytest.raises(ValueError, match=r"holds an adapter without its model.*`model/lora=default`"):
+    with pytest.raises(ValueError, match=r"holds an adapter without its model.*options as its run had them, `lora`"):
         SFT.load_from_checkpoint(path, policy=folders["base"])
     lora = Lora(r=2)
     loaded = SFT.load_from_checkpoint(path, policy=Pretrained(folders["base"], lora=lora))
@@ -206,9 +207,7 @@ def test_checkpoints_that_do_not_fit(fit, folders, tmp_path):
         SFT.load_from_checkpoint(tmp_path / "cut.ckpt", policy=Pretrained(folders["base"], lora=lora))
     del checkpoint["adapter_only"]
     torch.save(checkpoint, tmp_path / "whole.ckpt")
-    with pytest.raises(
-        ValueError, match=r"holds a whole model, and this run trains an adapter: leave out `model/lora`"
-    ):
+    with pytest.raises(ValueError, match=r"holds a whole model, and this run trains an adapter: leave out `lora`"):
         SFT.load_from_checkpoint(tmp_path / "whole.ckpt", policy=Pretrained(folders["base"], lora=lora))
 
 

@@ -102,7 +102,7 @@ def test_a_loss_that_is_not_finite_in_a_step_that_is_skipped(plain, tmp_path, mo
     module = fit.module()
     loss = module.loss
     monkeypatch.setattr(
-        module, "loss", lambda batch: module._statistics.add("loss", torch.tensor(torch.nan)) or loss(batch)
+        module, "loss", lambda batch: module.statistics.add("loss", torch.tensor(torch.nan)) or loss(batch)
     )
     monkeypatch.setattr(fit.__class__, "module", lambda self: module)
     with pytest.raises(NonFiniteError, match="optimiser step 1: the loss is nan"):
@@ -154,7 +154,7 @@ def test_rollouts_without_a_signal(plain, tmp_path, monkeypatch, caplog, algorit
     monkeypatch.setattr("tests.plain_fits.even_words", reward)
     settings = {"max_steps": 8, "limit_val_batches": 0}
     plain(algorithm, settings=settings)(tmp_path)
-    said = [record.message for record in caplog.records if record.name.endswith("signal_watch")]
+    said = [record.message for record in caplog.records if record.name.endswith("rollout.metrics")]
     assert reason in said[0]
     assert "1 of 1 rollouts so far" in said[0]
     if algorithm == "grpo" or (algorithm == "ppo" and reward is equal):  # KL and critic go on
@@ -166,7 +166,7 @@ def test_rollouts_without_a_signal(plain, tmp_path, monkeypatch, caplog, algorit
 def test_prompts_of_unknown_words(plain, tmp_path, caplog):
     rows = [{"prompt": "nobody knows these words"}] * 4
     plain("rloo", rows=rows, settings={"max_steps": 2, "limit_val_batches": 0})(tmp_path)
-    said = [record.message for record in caplog.records if record.name.endswith("signal_watch")]
+    said = [record.message for record in caplog.records if record.name.endswith("rollout.metrics")]
     assert "100 % of the prompts' tokens are words that the tokenizer does not know" in said
     assert "most tokens of the prompts were unknown in 2 of 2 rollouts" in said
 
@@ -180,19 +180,19 @@ def test_a_row_without_a_score_has_no_advantage_whatever_a_subclass_says(plain, 
     monkeypatch.setattr("tests.plain_fits.even_words", some_none)
     fit = plain(algorithm, settings={"max_steps": 1, "limit_val_batches": 0})
     module = fit.module()
-    seen, of_tokens, plan = [], module.token_advantages, module._plan
+    seen, of_tokens, make = [], module.token_advantages, module.make_rollout
 
-    def sevens(advantages, rollout, judged):
-        return torch.full_like(of_tokens(advantages, rollout, judged), 7.0)
+    def sevens(advantages, rollout):
+        return torch.full_like(of_tokens(advantages, rollout), 7.0)
 
     monkeypatch.setattr(module, "token_advantages", sevens)
-    monkeypatch.setattr(module, "_plan", lambda rollout, *rest: seen.append(rollout) or plan(rollout, *rest))
+    monkeypatch.setattr(module, "make_rollout", lambda *prompts: seen.append(make(*prompts)) or seen[-1])
     monkeypatch.setattr(fit.__class__, "module", lambda self: module)
     fit(tmp_path)
-    unscored = module.last_rollout.rewards.isnan()
+    unscored = module.last_rollout.scored.rewards.isnan()
     assert unscored.any()
-    assert not seen[0].advantages[unscored].any()
-    assert (seen[0].advantages[~unscored] == 7.0).all()
+    assert not seen[0].rollout.advantages[unscored].any()
+    assert (seen[0].rollout.advantages[~unscored] == 7.0).all()
 
 
 def test_the_bar_counts_optimiser_steps(tmp_path, capsys):

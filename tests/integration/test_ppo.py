@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import ConstantLR, LinearLR
 from transformers import AutoModelForCausalLM
 
 import tests.integration.conftest as world
-from lit_posttrain import PPO, Lora, Pretrained
+from lit_posttrain import PPO, BuiltModel, Lora, Pretrained
 from lit_posttrain.models.networks.reward import RewardNetwork
 from lit_posttrain.models.networks.value import ValueHead, ValueNetwork
 from lit_posttrain.models.weights import tensors_sha256
@@ -19,7 +19,7 @@ from tests.integration.conftest import PROMPTS
 from tests.integration.test_resume import FailsOnce, keep_every
 
 ADAMW = partial(torch.optim.AdamW, lr=1e-2, weight_decay=0.5)
-RUN = {"algorithm": PPO, "group_size": 2, "optimizer": ADAMW, "value_lr": 1e-2}
+RUN = {"algorithm": PPO, "group_size": 2, "optimizer": ADAMW, "critic__lr": 1e-2}
 
 
 def tensors_of(module) -> dict[str, torch.Tensor]:
@@ -66,7 +66,12 @@ def watch(monkeypatch):
 def test_the_policy_stays_as_it_is_while_the_critic_warms_up(run_online, watch, critic):
     """AdamW with weight decay would move it on a zero gradient, and its momentum would begin to count."""
     module, recorder, trainer = run_online(
-        **RUN, critic=critic, critic_warmup_steps=3, num_epochs=2, callbacks=[watch], trainer={"max_steps": 6}
+        **RUN,
+        critic__start=critic,
+        critic__warmup_steps=3,
+        rollouts__num_epochs=2,
+        callbacks=[watch],
+        trainer={"max_steps": 6},
     )
     assert [watch.moved(step, "policy.") for step in range(6)] == [False] * 3 + [True] * 3
     assert all(watch.moved(step, "value_model.") for step in range(6))
@@ -79,7 +84,7 @@ def test_the_policy_stays_as_it_is_while_the_critic_warms_up(run_online, watch, 
 
 def test_gradients_of_actor_and_critic_are_clipped_apart(run_online, watch):
     _, recorder, _ = run_online(
-        **RUN, value_coef=100.0, callbacks=[watch], trainer={"max_steps": 2, "gradient_clip_val": 0.5}
+        **RUN, critic__coef=100.0, callbacks=[watch], trainer={"max_steps": 2, "gradient_clip_val": 0.5}
     )
     for logged, norms in zip(recorder.logged, watch.norms, strict=True):
         assert logged["value/grad_norm"] > 10
@@ -91,7 +96,7 @@ def test_gradients_of_actor_and_critic_are_clipped_apart(run_online, watch):
 
 
 def test_clipping_by_value_and_none(run_online, watch):
-    settings = {**RUN, "value_coef": 100.0}
+    settings = {**RUN, "critic__coef": 100.0}
     by_value = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"}
     module, _, _ = run_online(**settings, callbacks=[watch], trainer={"max_steps": 1, **by_value})
     count = sum(p.numel() for p in module.value_model.parameters())
@@ -103,7 +108,7 @@ def test_clipping_by_value_and_none(run_online, watch):
 
 def test_a_rollout_ends_where_the_policy_has_gone_too_far(run_online, watch, tmp_path):
     """Steps 0 and 1 go far; 1 sees it and is left out, as are 2 and 3; the next rollout begins anew."""
-    settings = {**RUN, "num_epochs": 4, "target_kl": 1e-3}
+    settings = {**RUN, "rollouts__num_epochs": 4, "target_kl": 1e-3}
     trainer = {"max_steps": 8}
     module, recorder, engine = run_online(
         **settings, callbacks=[watch, keep_every(1, tmp_path / "whole")], trainer=trainer
@@ -125,13 +130,13 @@ def test_a_rollout_ends_where_the_policy_has_gone_too_far(run_online, watch, tmp
 
 ADAPTIVE = {
     **RUN,
-    "num_epochs": 2,
-    "num_minibatches": 2,
+    "rollouts__num_epochs": 2,
+    "rollouts__num_minibatches": 2,
     "batch_size": 5,
     "kl_coef": 0.2,
     "kl_target": 0.05,
     "kl_horizon": 40,
-    "critic_warmup_steps": 3,
+    "critic__warmup_steps": 3,
     "scheduler": partial(LinearLR, start_factor=0.1, total_iters=20),
 }
 
@@ -167,9 +172,9 @@ def test_an_exception_after_a_rollout_was_made_leaves_its_coefficient(run_online
 def test_the_first_pass_is_on_policy_for_the_critic_too(run_online):
     """Old values come from other batches than the update's."""
     _, recorder, _ = run_online(
-        **{**RUN, "critic": "shared"},
-        num_epochs=2,
-        value_clip=0.01,
+        **{**RUN, "critic__start": "shared"},
+        rollouts__num_epochs=2,
+        critic__clip=0.01,
         trainer={"accumulate_grad_batches": 3, "max_steps": 4},
     )
     assert recorder.logged[0]["value/clip_frac"] == recorder.logged[2]["value/clip_frac"] == 0
@@ -183,11 +188,13 @@ def test_the_critic_learns_rewards_of_single_tokens(run_online, monkeypatch):
         return [[float(token % 2) for token in ids] for ids in completion_ids]
 
     monkeypatch.setattr(world, "counts_even_words", parities)
-    module, recorder, _ = run_online(**RUN, missing_eos="keep", kl_coef=0.0, trainer={"max_steps": 1}, num_epochs=1)
+    module, recorder, _ = run_online(
+        **RUN, missing_eos="keep", kl_coef=0.0, trainer={"max_steps": 1}, rollouts__num_epochs=1
+    )
     record = module.last_rollout
-    tokens = record.experience.tokens
+    tokens = record.scored.completions.tokens
     want = (tokens.completion_ids % 2).masked_fill(~tokens.completion_mask, 0).sum(1)
-    assert record.rewards.tolist() == want.tolist()
+    assert record.scored.rewards.tolist() == want.tolist()
     assert recorder.logged[0]["reward/parities"] == pytest.approx(want.float().mean().item())
 
 
@@ -195,8 +202,8 @@ def test_true_scores_of_rollouts_stand_beside_a_reward(run_online):
     def short(completion_ids):
         return [float(len(ids) < 4) for ids in completion_ids]
 
-    module, recorder, _ = run_online(**RUN, scores={"short": short}, trainer={"max_steps": 1})
-    lengths = module.last_rollout.experience.tokens.completion_mask.sum(1)
+    module, recorder, _ = run_online(**RUN, validation__metrics={"short": short}, trainer={"max_steps": 1})
+    lengths = module.last_rollout.scored.completions.tokens.completion_mask.sum(1)
     assert recorder.logged[0]["rollout/short"] == pytest.approx((lengths < 4).float().mean().item())
 
 
@@ -209,43 +216,50 @@ def reward_folder(make_model, word_tokenizer, tmp_path):
 
 
 def test_a_critic_from_a_reward_model(run_online, reward_folder, make_model):
-    module, recorder, _ = run_online(**{**RUN, "value_lr": 0.0}, critic=reward_folder, trainer={"max_steps": 1})
+    module, recorder, _ = run_online(
+        **{**RUN, "critic__lr": 0.0}, critic__start=reward_folder, trainer={"max_steps": 1}
+    )
     want = ValueNetwork.from_reward_model(reward_folder)
     assert recorder.logged[0]["value/loss"] > 0
     for name, tensor in module.value_model.state_dict().items():
         if not name.startswith("trunk.wte"):  # weight decay times a learning rate of 0
             torch.testing.assert_close(tensor, want.state_dict()[name])
-    assert module.hparams["critic"] == reward_folder
+    assert module.hparams["critic"]["start"] == reward_folder
 
 
 def test_a_critic_that_is_no_reward_model_is_refused(make_model, word_tokenizer, tmp_path):
     make_model("gpt2").save_pretrained(tmp_path)
-    module = PPO(make_model("gpt2"), lambda completions: [0.0], tokenizer=word_tokenizer, critic=str(tmp_path))
+    module = PPO(
+        BuiltModel(make_model("gpt2"), tokenizer=word_tokenizer), lambda completions: [0.0], critic=str(tmp_path)
+    )
     for check in (module.check_model, module.configure_model):
         with pytest.raises(ValueError, match="which is no reward model"):
             check()
 
 
 def test_a_critic_that_is_nowhere_is_refused(make_model, word_tokenizer):
-    module = PPO(make_model("gpt2"), lambda completions: [0.0], tokenizer=word_tokenizer, critic="./polcy")
+    module = PPO(BuiltModel(make_model("gpt2"), tokenizer=word_tokenizer), lambda completions: [0.0], critic="./polcy")
     with pytest.raises(FileNotFoundError, match=r"`critic` must be policy, shared or a reward model, got `\./polcy`: "):
         module.check_model()
 
 
 def test_a_policy_that_never_learns_is_told(run_online, caplog):
-    run_online(**RUN, critic_warmup_steps=2, trainer={"max_steps": 2})
-    assert "the critic warms up in all 2 steps (`critic_warmup_steps` = 2): the policy stays as it is" in caplog.text
+    run_online(**RUN, critic__warmup_steps=2, trainer={"max_steps": 2})
+    assert "the critic warms up in all 2 steps (`warmup_steps` = 2): the policy stays as it is" in caplog.text
     caplog.clear()
-    run_online(**RUN, critic_warmup_steps=1, trainer={"max_steps": 2})
+    run_online(**RUN, critic__warmup_steps=1, trainer={"max_steps": 2})
     assert "warms up" not in caplog.text
 
 
 def test_a_shared_critic_needs_hidden_states(make_model, word_tokenizer, monkeypatch):
-    from lit_posttrain.models.networks.head import OutputHead
+    from lit_posttrain.models.networks.policy import OutputHead
 
     monkeypatch.setattr(OutputHead, "of", classmethod(lambda cls, model: None))
-    module = PPO(make_model("gpt2"), lambda completions: [0.0], tokenizer=word_tokenizer, critic="shared")
-    with pytest.warns(UserWarning, match="not known here"), pytest.raises(ValueError, match="use `critic=policy`"):
+    module = PPO(BuiltModel(make_model("gpt2"), tokenizer=word_tokenizer), lambda completions: [0.0], critic="shared")
+    with (
+        pytest.warns(UserWarning, match="not known here"),
+        pytest.raises(ValueError, match="start the `critic` from the policy"),
+    ):
         module.configure_model()
 
 
@@ -259,7 +273,7 @@ def test_export_is_the_policy_and_a_checkpoint_has_the_critic(run_online, tmp_pa
     checkpoint = torch.load(tmp_path / "end.ckpt", weights_only=True)
     names = {name.split(".")[0] for name in checkpoint["state_dict"]}
     assert names == {"policy", "value_model"}
-    assert checkpoint["kl_control"]["kl_coef"] == 0.05
+    assert checkpoint["states"]["kl_control"]["kl_coef"] == 0.05
 
 
 def test_with_an_adapter_the_critic_is_whole(make_model, word_tokenizer, tmp_path, monkeypatch):
@@ -277,7 +291,7 @@ def test_with_an_adapter_the_critic_is_whole(make_model, word_tokenizer, tmp_pat
             sampling=Sampling(max_new_tokens=6),
             optimizer=partial(torch.optim.AdamW, lr=1e-2),
             scheduler=partial(ConstantLR, factor=1.0),
-            value_lr=1e-2,
+            critic={"lr": 1e-2},
         )
         recorder = NamedRecorder()
         trainer = make_trainer(tmp_path, recorder, max_steps=max_steps, limit_val_batches=0)
@@ -303,7 +317,7 @@ def test_with_an_adapter_the_critic_is_whole(make_model, word_tokenizer, tmp_pat
 
 
 def test_the_default_optimiser_and_schedule(make_model, word_tokenizer):
-    module = PPO(make_model("gpt2"), lambda completions: [0.0], tokenizer=word_tokenizer)
+    module = PPO(BuiltModel(make_model("gpt2"), tokenizer=word_tokenizer), lambda completions: [0.0])
     module.configure_model()
     module._trainer = type("T", (), {"estimated_stepping_batches": 10})()
     configured = module.configure_optimizers()

@@ -7,7 +7,18 @@ import torch
 from lightning import Trainer
 from torch.optim.lr_scheduler import ConstantLR
 
-from lit_posttrain import DPO, GRPO, RLOO, SFT, InstructDataModule, PreferenceDataModule, PromptDataModule, Sampling
+from lit_posttrain import (
+    DPO,
+    GRPO,
+    RLOO,
+    SFT,
+    BuiltModel,
+    InstructDataModule,
+    PreferenceDataModule,
+    PromptDataModule,
+    Sampling,
+    Validation,
+)
 from lit_posttrain.models.networks.reward import RewardNetwork
 from lit_posttrain.rewards.model import LearnedReward
 from tests.conftest import VOCAB
@@ -42,7 +53,7 @@ def online(make_model, word_tokenizer):
     def make(rewards, algorithm=GRPO, **settings):
         sampling = Sampling(max_new_tokens=6)
         given = {"group_size": 4, "sampling": sampling, **AT_REST, **settings}
-        return algorithm(make_model(scale=2.0), rewards, tokenizer=word_tokenizer, **given)
+        return algorithm(BuiltModel(make_model(scale=2.0), tokenizer=word_tokenizer), rewards, **given)
 
     return make
 
@@ -97,7 +108,8 @@ def test_functions_compute_in_float32(make_trainer, online, precision):
         seen.append(((third @ third.T).dtype, torch.tensor(0.1).dtype, torch.is_autocast_enabled("cpu")))
         return [1 / 3] * len(completions)
 
-    module, trainer = online(looked_at, scores={"score": looked_at}), make_trainer(precision=precision)
+    module = online(looked_at, validation=Validation(metrics={"score": looked_at}))
+    trainer = make_trainer(precision=precision)
     trainer.fit(module, datamodule=prompts())
     before = torch.get_default_dtype()
     (scores,) = trainer.validate(module, prompts(), verbose=False)
@@ -115,7 +127,7 @@ def test_functions_compute_in_float32(make_trainer, online, precision):
 def test_means_of_many_numbers(make_trainer, make_model, word_tokenizer, monkeypatch, algorithm):
     """In bfloat16 a sum stands still once what is added is less than a 256th of it."""
     rows, data = (ROWS, InstructDataModule) if algorithm is SFT else (PAIRS, PreferenceDataModule)
-    module = algorithm(make_model(scale=2.0), tokenizer=word_tokenizer)
+    module = algorithm(BuiltModel(make_model(scale=2.0), tokenizer=word_tokenizer))
     losses = []
     update = type(module._means).update
     monkeypatch.setattr(
@@ -148,7 +160,8 @@ def test_at_first_the_policy_is_its_reference(make_trainer, online, precision, a
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("precomputed", [False, True])
 def test_at_first_the_rewards_of_dpo_are_0(make_trainer, make_model, word_tokenizer, precision, precomputed):
-    module = DPO(make_model(scale=2.0), tokenizer=word_tokenizer, precompute_reference=precomputed, **AT_REST)
+    model = BuiltModel(make_model(scale=2.0), tokenizer=word_tokenizer)
+    module = DPO(model, precompute_reference=precomputed, **AT_REST)
     recorder = StepRecorder()
     trainer = make_trainer(precision=precision, callbacks=[recorder])
     data = PreferenceDataModule(PAIRS[:4], batch_size=4, val_path=PAIRS[:4], val_batch_size=4)

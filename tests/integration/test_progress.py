@@ -21,7 +21,7 @@ class CountsTokens(Progress):
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         record = pl_module.last_rollout
         if record is not None:  # a rollout that was resumed in the middle has none
-            self.seen[record.index] = sum(map(sum, record.experience.tokens.completion_mask.tolist()))
+            self.seen[record.index] = sum(map(sum, record.scored.completions.tokens.completion_mask.tolist()))
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def validated(run_online, tmp_path, monkeypatch):
         run_online(
             callbacks=[counter, keep],
             ckpt_path=ckpt_path,
-            num_minibatches=2,
+            rollouts__num_minibatches=2,
             trainer={
                 "max_steps": max_steps,
                 "logger": logger,

@@ -14,8 +14,8 @@ from tests.integration.conftest import PROMPTS
 
 # 3 rollouts in an epoch of the 12 prompts, 4 optimiser steps in a rollout, 2 micro-batches in a step.
 SETTINGS = {
-    "num_epochs": 2,
-    "num_minibatches": 2,
+    "rollouts__num_epochs": 2,
+    "rollouts__num_minibatches": 2,
     "batch_size": 5,
     "kl_coef": 0.05,
     "scale": "none",
@@ -63,7 +63,7 @@ def test_stopping_elsewhere_does_change_the_weights(run_online, tmp_path):
     """The comparison above can fail: another seed, or one step less."""
     trainer = {"max_steps": 6, "accumulate_grad_batches": 2}
     first, _, _ = run_online(trainer=trainer, **SETTINGS)
-    other, _, _ = run_online(trainer=trainer, seed=1, **SETTINGS)
+    other, _, _ = run_online(trainer=trainer, rollouts__seed=1, **SETTINGS)
     assert weights_sha256(first.language_model) != weights_sha256(other.language_model)
 
 
@@ -101,7 +101,7 @@ def test_a_stock_shuffling_dataloader(run_online, tmp_path, monkeypatch):
 
     monkeypatch.setattr(world, "PromptDataModule", lambda *args, **settings: StockLoader())
     trainer = {"max_steps": 8}
-    settings = {**SETTINGS, "num_epochs": 1}
+    settings = {**SETTINGS, "rollouts__num_epochs": 1}
     whole, _, _ = run_online(trainer=trainer, callbacks=[keep_every(1, tmp_path)], **settings)
     torch.manual_seed(12345)  # the global random numbers are somewhere else by now
     for step in (2, 3, 7):

@@ -9,7 +9,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim.lr_scheduler import ConstantLR
 from transformers import AutoModelForSequenceClassification
 
-from lit_posttrain import GRPO, InstructDataModule, PreferenceDataModule, PromptDataModule, RewardModel, Sampling
+from lit_posttrain import (
+    GRPO,
+    BuiltModel,
+    InstructDataModule,
+    PreferenceDataModule,
+    PromptDataModule,
+    RewardModel,
+    Sampling,
+)
 from lit_posttrain.batching import EncodedPair, EncodedRow, PreferenceBatch, StepPart
 from lit_posttrain.rewards.model import LearnedReward, load_reward_model
 from tests.integration.recording import StepRecorder
@@ -60,8 +68,7 @@ def fit(make_model, word_tokenizer, tmp_path):
         }
         torch.manual_seed(0)
         module = RewardModel(
-            make_model(family, dtype=dtype),
-            tokenizer=word_tokenizer,
+            BuiltModel(make_model(family, dtype=dtype), tokenizer=word_tokenizer),
             **{
                 "optimizer": partial(torch.optim.SGD, lr=0.05),
                 "scheduler": partial(ConstantLR, factor=1.0),
@@ -81,10 +88,10 @@ def with_scores(word_tokenizer, make_model, chosen, rejected, **arguments) -> Re
     """A module whose network gives these scores."""
 
     class Fixed(torch.nn.Module):
-        def forward(self, **batch):
+        def forward(self, batch):
             return torch.tensor([*chosen, *rejected])
 
-    module = RewardModel(make_model(), tokenizer=word_tokenizer, **arguments)
+    module = RewardModel(BuiltModel(make_model(), tokenizer=word_tokenizer), **arguments)
     module.network = Fixed()
     module.on_fit_start()
     return module
@@ -115,9 +122,11 @@ def test_the_loss_of_a_pair(make_model, word_tokenizer, margin, arguments, want)
 
 def test_the_loss_is_over_the_pairs_of_the_step_and_fillers_count_for_nothing(make_model, word_tokenizer):
     module = with_scores(word_tokenizer, make_model, [1.2, 1.2, 99.0], [0.4, 0.4, -99.0])
-    assert module.loss(part([0, 0, 0], normalizer=4, masked=[2])).item() == pytest.approx(0.37110067 / 2, abs=1e-6)
-    totals = module._statistics.pop(sum_over_ranks=lambda x: x, max_over_ranks=lambda x: x)
-    metrics = {name: value.item() for name, value in module.step_metrics(totals).items()}
+    module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    metrics = {}
+    module.log = lambda name, value, **how: metrics.update({name: value.item()})
+    loss = module.training_step(part([0, 0, 0], normalizer=4, masked=[2]), 0)
+    assert loss.item() == pytest.approx(0.37110067 / 2, abs=1e-6)
     assert metrics == pytest.approx(
         {"train/loss": 0.37110067 / 2, "rewards/chosen": 1.2, "rewards/rejected": 0.4, "rewards/margin": 0.8}
     )
@@ -262,18 +271,20 @@ def test_it_learns_to_rank_by_the_words(fit):
 
 def test_other_data_are_refused(fit):
     rows = [{"prompt": "w1", "completion": " w2"}] * 4
-    with pytest.raises(TypeError, match=r"learns from pairs.*got a SupervisedBatch.*`data=preferences`"):
+    with pytest.raises(
+        TypeError, match=r"learns from pairs.*one PreferenceBatch.*the data make SupervisedBatches\. Give it other data"
+    ):
         fit(data=InstructDataModule(rows, batch_size=2))
     judged = [{**row, "label": True} for row in rows]
-    with pytest.raises(TypeError, match="got a UnpairedBatch"):
+    with pytest.raises(TypeError, match="the data make UnpairedBatches"):
         fit(data=PreferenceDataModule(judged, batch_size=2))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"centering": -0.1}, "`centering` must be >= 0 and finite, got -0.1"),
-        ({"margin_scale": float("nan")}, "`margin_scale` must be >= 0 and finite"),
+        ({"centering": -0.1}, "`centering` must be finite and >= 0, got -0.1"),
+        ({"margin_scale": float("nan")}, "`margin_scale` must be finite and >= 0"),
         ({"normalization": "centre"}, "`normalization` must be one of none, center, standardize, got `centre`"),
         ({"normalization_pairs": 0}, "`normalization_pairs` must be >= 1, got 0"),
     ],
@@ -283,9 +294,9 @@ def test_arguments_out_of_range(make_model, arguments, message):
         RewardModel(make_model(), **arguments)
 
 
-def test_a_model_of_another_kind(word_tokenizer):
+def test_a_model_of_another_kind():
     with pytest.raises(TypeError, match=r"`model` must be the name or path of a model.*got int"):
-        RewardModel(3, tokenizer=word_tokenizer)
+        RewardModel(3)
 
 
 def test_prediction_is_text_with_normalised_scores(fit):
@@ -341,7 +352,8 @@ def test_a_learned_reward_stays_out_of_the_checkpoint(exported, make_model, word
     _, folder = exported
     rewards = load_reward_model(folder, device="cpu")
     assert rewards.names == ["learned"]
-    module = GRPO(make_model(), rewards, tokenizer=word_tokenizer, group_size=2, sampling=Sampling(max_new_tokens=4))
+    model = BuiltModel(make_model(), tokenizer=word_tokenizer)
+    module = GRPO(model, rewards, group_size=2, sampling=Sampling(max_new_tokens=4))
     checkpoint = ModelCheckpoint(tmp_path, filename="grpo", every_n_train_steps=2, save_on_train_epoch_end=False)
     trainer = Trainer(
         accelerator="cpu",

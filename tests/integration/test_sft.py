@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, Trainer
 from torch.optim.lr_scheduler import ConstantLR
 
-from lit_posttrain import SFT, InstructDataModule, PromptDataModule, Sampling
+from lit_posttrain import SFT, BuiltModel, InstructDataModule, PromptDataModule, Sampling
 from tests.integration.recording import StepRecorder
 from tests.integration.test_resume import keep_every
 
@@ -24,8 +24,7 @@ def run_sft(make_model, word_tokenizer, tmp_path):
 
     def run(*, dtype=torch.float32, family="gpt2", callbacks=(), ckpt_path=None, trainer=None, data=None, **module):
         sft = SFT(
-            make_model(family, dtype=dtype, scale=2.0),
-            tokenizer=word_tokenizer,
+            BuiltModel(make_model(family, dtype=dtype, scale=2.0), tokenizer=word_tokenizer),
             optimizer=partial(torch.optim.AdamW, lr=1e-2),
             scheduler=partial(ConstantLR, factor=1.0),
             **module,
@@ -164,7 +163,7 @@ def test_resumes_exactly(run_sft, tmp_path, packing):
 
 
 def test_default_schedule_is_a_cosine_over_the_steps(make_model, word_tokenizer):
-    module = SFT(make_model("gpt2"), tokenizer=word_tokenizer)
+    module = SFT(BuiltModel(make_model("gpt2"), tokenizer=word_tokenizer))
     module.configure_model()
     module.trainer = Trainer(accelerator="cpu", max_steps=100, logger=False, enable_checkpointing=False)
     configured = module.configure_optimizers()

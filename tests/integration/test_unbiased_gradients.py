@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning import Callback
 
-from lit_posttrain import GRPO, PPO, RLOO
+from lit_posttrain import GRPO, PPO, RLOO, Critic, Rollouts
 from lit_posttrain.models.networks.value import ValueNetwork
 from tests.integration.recording import StepRecorder
 from tests.integration.tabular_runs import BETA, REFERENCE, bandit_reward, train, tree_reward
@@ -32,17 +32,24 @@ class MovesAway(Callback):
             weight += 0.5 * torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(3))
 
 
-ppo = partial(PPO, value_lr=0.0, num_epochs=1, whiten_advantages=False, gae_lambda=1.0, missing_eos="keep")
+ppo = partial(
+    PPO,
+    critic=Critic(lr=0.0),
+    rollouts=Rollouts(num_epochs=1),
+    whiten_advantages=False,
+    gae_lambda=1.0,
+    missing_eos="keep",
+)
 grpo = partial(GRPO, scale="none", aggregation="seq-mean-token-sum")
 
 
 def ppo_with_a_wrong_critic(policy, reward, **settings):
     """Wrong in every state, which takes nothing away from the policy's gradient where lambda is 1."""
-    critic = ValueNetwork.from_causal_lm(policy)
+    critic = ValueNetwork.from_causal_lm(policy.model)
     with torch.no_grad():
         weight = critic.head.linear.weight
         weight.copy_(torch.randn(weight.shape, dtype=weight.dtype, generator=torch.Generator().manual_seed(4)))
-    return ppo(policy, reward, critic=critic, **settings)
+    return ppo(policy, reward, critic=Critic(critic, lr=0.0), **settings)
 
 
 def exact_gradient(model, *, reference, reward, length, reward_weight, kl_weight):

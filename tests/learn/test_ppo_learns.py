@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lit_posttrain.batching import TrainingBatch
 from lit_posttrain.functional import correlation, explained_variance
 from lit_posttrain.functional.random import sample_keys
 from lit_posttrain.models.tokenizers import pad_token_id
 from lit_posttrain.rewards.gridworld import MOVES_PER_GOAL, step_rewards
-from lit_posttrain.rollout.sampler import sample_completions
+from lit_posttrain.rollout.engine import sample_completions
 from lit_posttrain.rollout.options import Sampling
 from lit_posttrain.tasks.grid import Grid
 from lit_posttrain.tasks.gridworld_data import prompt_rows
@@ -68,13 +69,7 @@ class Trained:
         tokens, _ = self.sample(prompts, 1, seed=1)
         mask = tokens.completion_mask
         with torch.no_grad():
-            values = self.module.value_model(
-                prompt_ids=tokens.prompt_ids,
-                prompt_mask=tokens.prompt_mask,
-                completion_ids=tokens.completion_ids,
-                completion_mask=mask,
-                loss_mask=mask,
-            )
+            values = self.module.value_model(TrainingBatch(**vars(tokens), loss_mask=mask))
         completions = [ids[m].tolist() for ids, m in zip(tokens.completion_ids, mask, strict=True)]
         return Visited(self.tokenizer, texts, prompts, completions, values)
 

@@ -7,7 +7,7 @@ import torch
 from lightning import Trainer
 from torch.optim.lr_scheduler import LinearLR
 
-from lit_posttrain import PreferenceDataModule, RewardModel
+from lit_posttrain import BuiltModel, PreferenceDataModule, RewardModel
 
 pytestmark = [pytest.mark.learn, pytest.mark.filterwarnings("ignore::UserWarning")]
 
@@ -47,8 +47,7 @@ def test_the_teacher_of_the_preferences_is_recovered(make_model, word_tokenizer,
 
     torch.manual_seed(seed)
     module = RewardModel(
-        make_model("llama", scale=1.0, seed=seed),
-        tokenizer=word_tokenizer,
+        BuiltModel(make_model("llama", scale=1.0, seed=seed), tokenizer=word_tokenizer),
         optimizer=partial(torch.optim.AdamW, lr=3e-3),
         scheduler=partial(LinearLR, start_factor=1.0, end_factor=0.02, total_iters=STEPS),
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning import Trainer
 
-from lit_posttrain import DPO, SFT, InstructDataModule, PreferenceDataModule, RewardModel
+from lit_posttrain import DPO, SFT, BuiltModel, InstructDataModule, PreferenceDataModule, RewardModel
 from lit_posttrain.batching import EncodedRow, JudgedRow, StepPart, UnpairedBatch
 from lit_posttrain.batching.ranks import StepStatistics
 from tests.conftest import EOS
@@ -74,7 +74,7 @@ def our_loss(module, part, weights=None):
     if weights is not None:
         module.language_model.load_state_dict(weights)
     module.trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    module._statistics = StepStatistics()
+    module.statistics = StepStatistics()
     loss = module.loss(part)
     loss.backward()
     return loss.detach()
@@ -110,7 +110,7 @@ def test_sft(make_model, word_tokenizer, trainer_of, family, smoothing, packing)
     model = make_model(family, scale=2.0)
     trainer = trainer_of(trl.SFTTrainer, trl.SFTConfig, ROWS, {"model": model}, label_smoothing_factor=smoothing)
     want, batch = loss_of(trainer)
-    module = SFT(make_model(family, scale=2.0), tokenizer=word_tokenizer, label_smoothing=smoothing)
+    module = SFT(BuiltModel(make_model(family, scale=2.0), tokenizer=word_tokenizer), label_smoothing=smoothing)
     part = all_rows(InstructDataModule(ROWS, batch_size=len(ROWS), packing=packing), word_tokenizer)
     got = our_loss(module, part)
     assert_same_tokens(batch, part.batch)
@@ -122,7 +122,7 @@ def test_sft(make_model, word_tokenizer, trainer_of, family, smoothing, packing)
 def test_reward_model(make_model, word_tokenizer, trainer_of, family, margin, centering):
     rows = [{**pair, **({"margin": (n % 3) / 3} if margin else {})} for n, pair in enumerate(PAIRS)]
     torch.manual_seed(0)
-    module = RewardModel(make_model(family, scale=2.0), tokenizer=word_tokenizer, centering=centering)
+    module = RewardModel(BuiltModel(make_model(family, scale=2.0), tokenizer=word_tokenizer), centering=centering)
     module.configure_model()
     weights = {name: tensor.clone() for name, tensor in module.language_model.state_dict().items()}
     theirs = type(module.language_model)(module.language_model.config)
@@ -157,7 +157,7 @@ def test_dpo(make_model, word_tokenizer, trainer_of, family, theirs, settings):
     models = {"model": policy(), "ref_model": reference()}
     trainer = trainer_of(trl.DPOTrainer, trl.DPOConfig, PAIRS, models, loss_type=theirs, beta=0.3, **smoothing)
     want, batch = loss_of(trainer)
-    module = DPO(reference(), tokenizer=word_tokenizer, beta=0.3, **{"loss": theirs, **settings})
+    module = DPO(BuiltModel(reference(), tokenizer=word_tokenizer), beta=0.3, **{"loss": theirs, **settings})
     part = all_rows(PreferenceDataModule(PAIRS, batch_size=len(PAIRS)), word_tokenizer)
     got = our_loss(module, part, policy().state_dict())
     assert_same_tokens(batch, part.batch.sequences)
@@ -199,7 +199,7 @@ def test_losses_without_a_reference(make_model, word_tokenizer, trainer_of, fami
     else:
         want = -chosen.mean() - ORPOTrainer.odds_ratio_loss(held, chosen, rejected)[0].mean()
     want.backward()
-    module = DPO(policy(), loss, tokenizer=word_tokenizer, **settings)
+    module = DPO(BuiltModel(policy(), tokenizer=word_tokenizer), loss, **settings)
     part = all_rows(PreferenceDataModule(PAIRS, batch_size=len(PAIRS)), word_tokenizer)
     torch.testing.assert_close(our_loss(module, part), want.detach(), atol=1e-5, rtol=0)
     assert_same_gradients(module.language_model, trainer.model)
@@ -231,7 +231,7 @@ def test_kto(make_model, word_tokenizer, trainer_of, family):
     weights = {"desirable_weight": 0.8, "undesirable_weight": 1.3}
     trainer = trainer_of(trl.KTOTrainer, trl.KTOConfig, rows, models, beta=0.3, **weights)
     want, batch = loss_of(trainer)
-    module = DPO(reference(), "kto", tokenizer=word_tokenizer, beta=0.3, **weights)
+    module = DPO(BuiltModel(reference(), tokenizer=word_tokenizer), "kto", beta=0.3, **weights)
     ours = UnpairedBatch.collate(judged_rows(batch), pad_id=0)
     part = StepPart(ours, torch.tensor(float(len(rows))), whole_step=[ours])
     got = our_loss(module, part, policy().state_dict())

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from lit_posttrain import GRPO, Sampling
+from lit_posttrain import GRPO, BuiltModel, Sampling
 from lit_posttrain.batching import MicroBatch, Rollout
 from lit_posttrain.batching.ranks import StepStatistics
+from lit_posttrain.functional import normalizer
 from lit_posttrain.models.networks.policy import Policy
 
 trl = pytest.importorskip("trl", reason='TRL is an extra: pip install -e ".[bench]"')
@@ -29,12 +30,15 @@ def stored_rollout(model, *, old: bool, reference: bool) -> Rollout:
         completion_ids=torch.randint(2, 40, shape, generator=generator).masked_fill(~mask, 0),
         completion_mask=mask,
         loss_mask=mask,
+        rewards=torch.zeros(len(LENGTHS)),
+        token_rewards=torch.zeros(shape),
+        truncated=torch.zeros(len(LENGTHS), dtype=torch.bool),
         advantages=torch.tensor(ADVANTAGES)[:, None].expand(shape).clone(),
         old_logprobs=None,
         ref_logprobs=None,
     )
     with torch.no_grad():
-        logprobs = Policy(model)(**rollout.model_inputs()).logprobs
+        logprobs = Policy(model)(rollout).logprobs
     rollout.old_logprobs = logprobs + 0.5 * torch.randn(shape, generator=generator) if old else None
     rollout.ref_logprobs = logprobs + torch.randn(shape, generator=generator) if reference else None
     return rollout
@@ -89,8 +93,9 @@ def test_grpo(make_model, word_tokenizer, tmp_path, family, theirs, ours, old):
     )
     trainer.beta = beta  # afterwards: with one it would load the reference by the model's name
     trainer.model.eval()
-    batch = {name: tensor for name, tensor in rollout.fields().items() if tensor is not None}
-    inputs = {name: t.long() if name.endswith("_mask") else t for name, t in batch.items() if name != "loss_mask"}
+    shared = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "old_logprobs", "ref_logprobs")
+    batch = {name: tensor for name in shared if (tensor := getattr(rollout, name)) is not None}
+    inputs = {name: t.long() if name.endswith("_mask") else t for name, t in batch.items()}
     for mine, name in (("old_logprobs", "old_per_token_logps"), ("ref_logprobs", "ref_per_token_logps")):
         if mine in inputs:
             inputs[name] = inputs.pop(mine)
@@ -99,10 +104,12 @@ def test_grpo(make_model, word_tokenizer, tmp_path, family, theirs, ours, old):
     want.backward()
 
     sampling = Sampling(max_new_tokens=LONGEST)
-    module = GRPO(make_model(family), lambda completions: [0.0], tokenizer=word_tokenizer, sampling=sampling, **ours)
+    model = BuiltModel(make_model(family), tokenizer=word_tokenizer)
+    module = GRPO(model, lambda completions: [0.0], sampling=sampling, **ours)
     module.configure_model()
-    module._statistics = StepStatistics()
-    got = module.loss(MicroBatch(rollout, module.loss_normalizer(rollout.loss_mask)))
+    module.statistics = StepStatistics()
+    denominator = normalizer(rollout.loss_mask, module.aggregation, max_length=LONGEST)
+    got = module.loss(MicroBatch(rollout, denominator))
     got.backward()
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     gradients = {name: p.grad for name, p in trainer.model.named_parameters()}

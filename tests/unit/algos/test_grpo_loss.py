@@ -6,9 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lit_posttrain import GRPO
+from lit_posttrain import GRPO, Rollouts
+from lit_posttrain.batching import Ranks, TokenBatch
 from lit_posttrain.batching.ranks import StepStatistics
 from lit_posttrain.models.networks.policy import TokenStatistics
+from lit_posttrain.rewards import RewardFunctions
+from lit_posttrain.rollout.collector import RolloutCollector
+from lit_posttrain.rollout.engine import Completions
 
 LOGPROBS = [[-1.0, -2.0], [-0.5, -1.5]]
 OLD = [[-1.1, -1.2], [-0.9, -1.5]]
@@ -22,7 +26,7 @@ MASK = [[True, True], [True, False]]
 def test_loss_is_that_of_a_slow_loop():
     module = GRPO("tiny", lambda completions: [0.0], kl_coef=0.1, entropy_coef=0.05)
     tensor = torch.tensor
-    module._statistics = StepStatistics()
+    module.statistics = StepStatistics()
     module.token_statistics = lambda batch, **settings: TokenStatistics(tensor(LOGPROBS), tensor(ENTROPY))
     rollout = SimpleNamespace(
         loss_mask=tensor(MASK),
@@ -40,9 +44,33 @@ def test_loss_is_that_of_a_slow_loop():
     assert loss.item() == pytest.approx(total / 3, abs=1e-6)
 
 
+def collected(module, mask, *, truncated):
+    """The rollout that is made for a module of completions of one prompt."""
+    mask = torch.tensor(mask)
+    ids = torch.ones(mask.shape, dtype=torch.long)
+    prompts = {"prompt_ids": ids[:, :1], "prompt_mask": torch.ones(len(mask), 1, dtype=torch.bool)}
+    rows = [{"prompt": "w1"}] * len(mask)
+    written = Completions(
+        rows=rows,
+        completions=["w2"] * len(mask),
+        texts=["w2"] * len(mask),
+        tokens=TokenBatch(**prompts, completion_ids=ids, completion_mask=mask),
+        truncated=torch.tensor(truncated),
+        generate_s=0.0,
+    )
+    collector = RolloutCollector(
+        module,
+        RewardFunctions(lambda completions: [float(i) for i in range(len(completions))]),
+        engine=SimpleNamespace(complete=lambda rows, **settings: written),
+        ranks=Ranks(SimpleNamespace(_trainer=None, device=torch.device("cpu"))),
+        rollouts=Rollouts(num_epochs=1),
+    )
+    module.policy, module.add_logprobs = torch.nn.Identity(), lambda rollout: None
+    settings = {"index": 0, "step": 0, "micro_batches": 1, "more_rows": list, "metrics": None}
+    return collector.collect(rows[:1], **settings)[0].rollout
+
+
 @pytest.mark.parametrize(("mask_truncated", "expected"), [(False, MASK), (True, [[False, False], [True, False]])])
 def test_truncated_completions_are_masked_when_asked(mask_truncated, expected):
-    module = GRPO("tiny", lambda completions: [0.0], mask_truncated=mask_truncated)
-    tokens = SimpleNamespace(completion_mask=torch.tensor(MASK))
-    experience = SimpleNamespace(tokens=tokens, truncated=torch.tensor([True, False]))
-    assert module.loss_mask(experience).tolist() == expected
+    module = GRPO("tiny", lambda completions: [0.0], group_size=2, mask_truncated=mask_truncated)
+    assert collected(module, MASK, truncated=[True, False]).loss_mask.tolist() == expected

@@ -9,7 +9,7 @@ import torch
 from lit_posttrain import GRPO, RLOO, ReinforcePlusPlus, Sampling
 from lit_posttrain.batching import Rollout
 from lit_posttrain.batching.ranks import StepStatistics
-from lit_posttrain.functional import whiten
+from lit_posttrain.functional import normalizer, whiten
 from lit_posttrain.models.networks.policy import TokenStatistics
 
 LOGPROBS = [[-1.0, -2.0, -0.7], [-0.5, -1.5, 0.0], [-2.2, 0.0, 0.0], [-0.3, -0.9, -1.1]]
@@ -29,6 +29,9 @@ def rollout_of(rows=(0, 1, 2, 3), *, dtype=torch.float64):
         completion_ids=torch.zeros(len(rows), 3, dtype=torch.long),
         completion_mask=mask,
         loss_mask=mask,
+        rewards=torch.zeros(len(rows), dtype=dtype),
+        token_rewards=torch.zeros(len(rows), 3, dtype=dtype),
+        truncated=torch.zeros(len(rows), dtype=torch.bool),
         advantages=torch.tensor(ADVANTAGES, dtype=dtype)[rows][:, None].expand(len(rows), 3),
         old_logprobs=torch.tensor(OLD, dtype=dtype)[rows],
         ref_logprobs=torch.tensor(REF, dtype=dtype)[rows],
@@ -38,7 +41,7 @@ def rollout_of(rows=(0, 1, 2, 3), *, dtype=torch.float64):
 def loss_of(module, rows=(0, 1, 2, 3), *, normalizer):
     """The module's loss of some rows, and its gradient by their log-probs."""
     logprobs = torch.tensor(LOGPROBS, dtype=torch.float64)[list(rows)].requires_grad_()
-    module._statistics = StepStatistics()
+    module.statistics = StepStatistics()
     module.token_statistics = lambda batch, **settings: TokenStatistics(logprobs, torch.zeros_like(logprobs))
     batch = SimpleNamespace(rollout=rollout_of(rows), normalizer=torch.tensor(normalizer, dtype=torch.float64))
     loss = module.loss(batch)
@@ -97,15 +100,14 @@ def test_rloo_rewards_have_the_kl_of_the_whole_completion():
     expected = [-0.3 * sum(OLD[i][t] - REF[i][t] for t in range(n)) for i, n in enumerate(LENGTHS)]
     rollout = rollout_of()
     rollout.ref_logprobs[~rollout.completion_mask] = 7.0  # padding counts for nothing
-    assert module.penalties(rollout, None).tolist() == pytest.approx(expected, abs=1e-12)
+    assert module.reward_shaping(rollout).tolist() == pytest.approx(expected, abs=1e-12)
     assert module.advantages(torch.tensor([1.0, 0.0, 0.0, 0.0])).tolist() == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3])
 
 
 def test_reinforce_pp_advantages():
     module = ReinforcePlusPlus("tiny", lambda completions: [0.0], kl_coef=0.3)
-    module.sum_over_ranks = module.max_over_ranks = lambda tensor: tensor
     scores = [1.0, 0.0, math.nan, 0.5]
-    advantages = module.token_advantages(torch.tensor(scores, dtype=torch.float64), rollout_of(), None)
+    advantages = module.token_advantages(torch.tensor(scores, dtype=torch.float64), rollout_of())
     returns = {}
     for i, length in enumerate(LENGTHS):
         for t in range(length):
@@ -123,11 +125,10 @@ def test_reinforce_pp_advantages():
 def test_equal_rewards_are_no_advantage_to_the_last_bit():
     """A mean of equal numbers need not be that number, and a variance of 1e-15 would be blown up."""
     module = ReinforcePlusPlus("tiny", lambda completions: [0.0], kl_coef=0.0)
-    module.sum_over_ranks = module.max_over_ranks = lambda tensor: tensor
     rollout = rollout_of(dtype=torch.float32)
     rollout.old_logprobs = rollout.ref_logprobs = None
     for score in (0.7, 0.1, -1 / 3):
-        assert (module.token_advantages(torch.full((4,), score), rollout, None) == 0).all()
+        assert (module.token_advantages(torch.full((4,), score), rollout) == 0).all()
     assert (whiten(torch.full((9,), 0.7), torch.ones(9, dtype=torch.bool)) == 0).all()
 
 
@@ -141,8 +142,8 @@ def test_reinforce_pp_baseline():
 
 def test_overlong_penalty():
     module = grpo(overlong_fraction=0.5, overlong_factor=0.4, sampling=Sampling(max_new_tokens=4))
-    assert module.penalties(rollout_of(), None).tolist() == pytest.approx([-0.2, 0.0, 0.0, -0.2])
-    assert grpo().penalties(rollout_of(), None).tolist() == [0.0] * 4
+    assert module.reward_shaping(rollout_of()).tolist() == pytest.approx([-0.2, 0.0, 0.0, -0.2])
+    assert grpo().reward_shaping(rollout_of()).tolist() == [0.0] * 4
 
 
 ALGORITHMS = {
@@ -156,16 +157,21 @@ ALGORITHMS = {
 }
 
 
+def normalizer_of(module, rollout):
+    """The denominator that a step of all its sequences gets."""
+    return normalizer(rollout.loss_mask, module.aggregation, max_length=module.sampling.max_new_tokens).item()
+
+
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_order_and_repetition_leave_loss_and_gradient(name):
     module = ALGORITHMS[name]
     rows, order = [0, 1, 2, 3], [2, 0, 3, 1]
-    normalizer = module.loss_normalizer(rollout_of().loss_mask).item()
+    normalizer = normalizer_of(module, rollout_of())
     loss, gradient = loss_of(module, rows, normalizer=normalizer)
     permuted, permuted_gradient = loss_of(module, order, normalizer=normalizer)
     assert permuted.item() == pytest.approx(loss.item(), abs=1e-12)
     torch.testing.assert_close(permuted_gradient, gradient[order], atol=1e-12, rtol=0)
-    twice = module.loss_normalizer(rollout_of(rows + order).loss_mask).item()
+    twice = normalizer_of(module, rollout_of(rows + order))
     repeated, _ = loss_of(module, rows + order, normalizer=twice)
     assert repeated.item() == pytest.approx(loss.item(), abs=1e-12)
 
@@ -188,8 +194,8 @@ def test_the_order_within_a_group_leaves_each_advantage(name):
         ({"clip_high": 4.0}, r"`clip_high` must be in \[0, 1\)"),
         ({"overlong_fraction": 1.5}, r"`overlong_fraction` must be None or in \(0, 1\]"),
         ({"overlong_fraction": 0.5, "overlong_factor": -1.0}, "`overlong_factor` must be finite and >= 0"),
-        ({"max_refills": 256}, "`max_refills` must be from 0 to 255"),
-        ({"max_refills": -1}, "`max_refills` must be from 0 to 255"),
+        ({"max_resample_batches": 256}, "`max_resample_batches` must be from 0 to 255"),
+        ({"max_resample_batches": -1}, "`max_resample_batches` must be from 0 to 255"),
     ],
 )
 def test_bad_settings_of_grpo(settings, message):

@@ -10,7 +10,8 @@ from lit_posttrain import PPO
 from lit_posttrain.algos.kl_control import KLControl
 from lit_posttrain.batching.ranks import StepStatistics
 from lit_posttrain.models.networks.policy import TokenStatistics
-from lit_posttrain.rollout.samples import Judged
+from tests.groups import grouped
+from tests.unit.algos.test_grpo_loss import collected
 from tests.unit.algos.test_policy_gradient_losses import LENGTHS, LOGPROBS, OLD, REF, clipped, rollout_of
 
 VALUES = [[0.3, -0.2, 0.5], [0.1, 0.9, 0.0], [-0.4, 0.0, 0.0], [0.6, 0.2, -0.7]]
@@ -25,27 +26,24 @@ def tensor(numbers):
 
 
 def make(*, step=0, **settings):
-    module = PPO("tiny", lambda completions: [0.0], **{"missing_eos": "keep", **settings})
-    module.sum_over_ranks = module.max_over_ranks = lambda tensor: tensor
-    module._trainer = SimpleNamespace(global_step=step)
-    module._statistics = StepStatistics()
+    module = PPO("tiny", lambda completions: [0.0], **grouped({"missing_eos": "keep", **settings}))
+    module._trainer = SimpleNamespace(global_step=step, global_rank=0, world_size=1, accumulate_grad_batches=1)
+    module.statistics = StepStatistics()
     return module
 
 
 def judged(scores=SCORES, *, truncated=(False,) * 4, per_token=PER_TOKEN):
-    return Judged(tensor(scores), tensor(per_token), torch.tensor(truncated))
-
-
-def with_values():
     rollout = rollout_of()
+    rollout.rewards, rollout.token_rewards = tensor(scores), tensor(per_token)
+    rollout.truncated = torch.tensor(truncated)
     rollout.values = tensor(VALUES).masked_fill(~rollout.completion_mask, 5.0)  # padding counts for nothing
     return rollout
 
 
-def advantages_of(module, verdict=None):
-    rollout, verdict = with_values(), verdict or judged()
-    rewards = verdict.rewards + module.penalties(rollout, verdict)
-    rollout.advantages = module.token_advantages(module.advantages(rewards), rollout, verdict)
+def advantages_of(module, rollout=None):
+    rollout = rollout or judged()
+    rewards = rollout.rewards + module.reward_shaping(rollout)
+    rollout.advantages = module.token_advantages(module.advantages(rewards), rollout)
     return rollout
 
 
@@ -83,7 +81,7 @@ def assert_places(got, want):
 
 
 def test_advantages_and_returns_are_those_of_a_slow_loop():
-    rollout = advantages_of(make(kl_coef=0.3, gae_lambda=0.9, value_gae_lambda=0.6, discount=0.8))
+    rollout = advantages_of(make(kl_coef=0.3, gae_lambda=0.9, critic__gae_lambda=0.6, discount=0.8))
     rewards = slow_rewards(0.3)
     assert_places(rollout.advantages, slow_whiten(slow_gae(rewards, 0.9, 0.8)))
     targets = slow_gae(rewards, 0.6, 0.8)
@@ -108,10 +106,10 @@ def test_whitened_rewards_keep_their_mean():
 
 
 def test_warm_up_fits_returns_with_lambda_1():
-    rollout = advantages_of(make(kl_coef=0.3, critic_warmup_steps=3, step=2))
+    rollout = advantages_of(make(kl_coef=0.3, critic__warmup_steps=3, step=2))
     targets = slow_gae(slow_rewards(0.3), 1.0, 1.0)
     assert_places(rollout.returns, {(i, t): a + VALUES[i][t] for (i, t), a in targets.items()})
-    after = advantages_of(make(kl_coef=0.3, critic_warmup_steps=3, step=3))
+    after = advantages_of(make(kl_coef=0.3, critic__warmup_steps=3, step=3))
     assert not torch.allclose(after.returns, rollout.returns)
 
 
@@ -125,9 +123,8 @@ def test_warm_up_fits_returns_with_lambda_1():
     ],
 )
 def test_missing_eos(settings, expected):
-    verdict = judged(truncated=(True, False, False, True))
-    module = make(**settings)
-    rewards = verdict.rewards + module.penalties(with_values(), verdict)
+    rollout = judged(truncated=(True, False, False, True))
+    rewards = rollout.rewards + make(**settings).reward_shaping(rollout)
     if settings["missing_eos"] == "replace":
         penalty = settings.get("missing_eos_penalty", 1.0)
         expected = [-penalty + sum(PER_TOKEN[0]), 0.0, -0.5, -penalty + sum(PER_TOKEN[3])]
@@ -138,10 +135,10 @@ def test_missing_eos(settings, expected):
 
 def test_masked_completions_are_no_part_of_the_loss():
     module = make(missing_eos="mask")
-    tokens = SimpleNamespace(completion_mask=torch.ones(2, 3, dtype=torch.bool))
-    experience = SimpleNamespace(tokens=tokens, truncated=torch.tensor([True, False]))
-    assert module.loss_mask(experience).sum(1).tolist() == [0, 3]
-    assert (module.penalties(with_values(), judged(truncated=(True,) * 4)) == 0).all()
+    module.group_size = 2
+    module.token_advantages = lambda advantages, rollout: advantages[:, None].expand(rollout.loss_mask.shape)
+    assert collected(module, [[True] * 3] * 2, truncated=[True, False]).loss_mask.sum(1).tolist() == [0, 3]
+    assert (module.reward_shaping(judged(truncated=(True,) * 4)) == 0).all()
 
 
 @pytest.mark.parametrize("missing_eos", ["replace", "subtract", "keep"])
@@ -169,8 +166,8 @@ def loss_of(module, rollout, *, normalizer):
 
 
 def test_the_loss_is_that_of_a_slow_loop():
-    weights = {"kl_coef": 0.3, "entropy_coef": 0.02, "value_coef": 0.4}
-    module = make(value_clip=0.3, clip_low=0.1, clip_high=0.15, dual_clip=1.2, **weights)
+    weights = {"kl_coef": 0.3, "entropy_coef": 0.02, "critic__coef": 0.4}
+    module = make(critic__clip=0.3, clip_low=0.1, clip_high=0.15, dual_clip=1.2, **weights)
     rollout = advantages_of(module)
     loss, by_logprobs, by_values = loss_of(module, rollout, normalizer=9.0)
     total = value_total = 0.0
@@ -185,7 +182,9 @@ def test_the_loss_is_that_of_a_slow_loop():
         slope = 0.0 if (held - ret) ** 2 > (new - ret) ** 2 else new - ret
         assert by_values[i, t].item() == pytest.approx(0.4 * slope / 9, abs=1e-12)
     assert loss.item() == pytest.approx((total + 0.4 * value_total) / 9, abs=1e-12)
-    metrics = module.step_metrics(module._statistics.pop(sum_over_ranks=lambda x: x, max_over_ranks=lambda x: x))
+    metrics = {}
+    module.statistics, module.log = StepStatistics(), lambda name, value, **how: metrics.update({name: value})
+    module.training_step(SimpleNamespace(rollout=rollout, normalizer=tensor(9.0)), 0)
     assert metrics["value/loss"].item() == pytest.approx(value_total / 9, abs=1e-6)
     assert metrics["train/loss"].item() == pytest.approx(loss.item(), abs=1e-6)
     assert (by_logprobs[~rollout.loss_mask] == 0).all()
@@ -193,7 +192,7 @@ def test_the_loss_is_that_of_a_slow_loop():
 
 
 def test_the_sign_a_good_token_becomes_likelier_and_a_low_value_rises():
-    module = make(kl_coef=0.0, whiten_advantages=False, value_clip=None)
+    module = make(kl_coef=0.0, whiten_advantages=False, critic__clip=None)
     rollout = advantages_of(module)
     rollout.old_logprobs = tensor(LOGPROBS)
     _, by_logprobs, by_values = loss_of(module, rollout, normalizer=9.0)
@@ -203,7 +202,7 @@ def test_the_sign_a_good_token_becomes_likelier_and_a_low_value_rises():
 
 
 def test_the_policy_rests_while_the_critic_warms_up():
-    module = make(critic_warmup_steps=1, entropy_coef=0.1)
+    module = make(critic__warmup_steps=1, entropy_coef=0.1)
     _, by_logprobs, by_values = loss_of(module, advantages_of(module), normalizer=9.0)
     assert (by_logprobs == 0).all()
     assert by_values.abs().sum() > 0
@@ -226,7 +225,7 @@ def test_the_adaptive_coefficient_changes_with_the_next_rollout():
 def test_the_adaptive_coefficient_is_stored():
     control = KLControl(0.3, target=1.0, horizon=100)
     control.begin(0)
-    control.measure(2.0, 10)
+    control.measure(torch.full((10, 2), 1.0), torch.ones(10, 2, dtype=torch.bool), make().ranks)
     for index in (0, 1):
         restored = KLControl(0.9, target=1.0, horizon=100)
         restored.load_state_dict(control.state_dict())
@@ -237,15 +236,15 @@ def test_the_adaptive_coefficient_is_stored():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"critic": "policy", "value_lr": -1.0}, "`value_lr` must be finite"),
-        ({"critic_warmup_steps": -1}, "`critic_warmup_steps` must be >= 0"),
+        ({"critic__start": "policy", "critic__lr": -1.0}, "`lr` must be finite"),
+        ({"critic__warmup_steps": -1}, "`warmup_steps` must be >= 0"),
         ({"group_size": 0}, "`group_size` must be >= 1"),
         ({"dual_clip": 1.0}, "`dual_clip` must be > 1"),
-        ({"value_clip": 0.0}, "`value_clip` must be > 0"),
+        ({"critic__clip": 0.0}, "`clip` must be > 0"),
         ({"target_kl": 0.0}, "`target_kl` must be > 0"),
         ({"kl_target": 1.0, "kl_coef": 0.0}, "begin with another"),
         ({"gae_lambda": 1.5}, r"`gae_lambda` must be in \[0, 1\]"),
-        ({"value_gae_lambda": -0.1}, r"`value_gae_lambda` must be in \[0, 1\]"),
+        ({"critic__gae_lambda": -0.1}, r"`gae_lambda` must be in \[0, 1\]"),
         ({"discount": 2.0}, r"`discount` must be in \[0, 1\]"),
         ({"missing_eos": "drop"}, "`missing_eos` must be one of replace, subtract, mask, keep"),
         ({"kl_estimator": "k4"}, "`kl_estimator` must be one of k1, k2, k3"),
@@ -256,10 +255,10 @@ def test_the_adaptive_coefficient_is_stored():
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        PPO("tiny", lambda completions: [0.0], **settings)
+        PPO("tiny", lambda completions: [0.0], **grouped(settings))
 
 
 @pytest.mark.parametrize(("critic", "shown"), [(3, "int"), (None, "null")])
 def test_a_critic_of_another_kind_is_refused(critic, shown):
-    with pytest.raises(TypeError, match=f'`critic` must be "policy", "shared", the folder .* got {shown}'):
+    with pytest.raises(TypeError, match=f'`critic` must start from "policy", "shared", the folder .* got {shown}'):
         PPO("tiny", lambda completions: [0.0], critic=critic)

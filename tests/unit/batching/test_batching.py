@@ -16,6 +16,9 @@ def make_rollout(prompt_lengths, completion_lengths, *, old=True):
         completion_ids=100 + torch.arange(count * width_c).view(count, width_c),
         completion_mask=completion_mask,
         loss_mask=completion_mask,
+        rewards=torch.arange(count, dtype=torch.float32),
+        token_rewards=values / 8,
+        truncated=torch.arange(count) % 2 == 1,
         advantages=values,
         old_logprobs=-values if old else None,
         ref_logprobs=None,
@@ -129,8 +132,8 @@ def test_a_stored_rollout_gives_the_same_micro_batches(tmp_path):
     for index in range(8):
         want, got = planned.micro_batch(index), restored.micro_batch(index)
         assert (got.normalizer, got.skip_step) == (want.normalizer, want.skip_step)
-        for name, tensor in want.rollout.fields().items():
-            other = got.rollout.fields()[name]
+        for name, tensor in vars(want.rollout).items():
+            other = getattr(got.rollout, name)
             assert other is None if tensor is None else torch.equal(other, tensor), name
 
 

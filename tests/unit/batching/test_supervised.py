@@ -35,7 +35,7 @@ def test_a_batch_goes_into_a_policy(make_model):
     from lit_posttrain.models.networks.policy import Policy
 
     batch = SupervisedBatch.collate([LONG, SHORT], pad_id=PAD)
-    statistics = Policy(make_model("gpt2"))(**batch.model_inputs())
+    statistics = Policy(make_model("gpt2"))(batch)
     assert torch.equal(statistics.logprobs != 0, batch.loss_mask)
 
 

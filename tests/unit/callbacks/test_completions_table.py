@@ -27,7 +27,9 @@ def plain_wandb(monkeypatch, tmp_path):
 
 def test_a_stock_logger_without_hydra(run_online, plain_wandb, tmp_path):  # noqa: F811
     table = CompletionsTable("samples", every_n_rollouts=2, rows=3)
-    module, _, _ = run_online(trainer={"max_steps": 6, "logger": plain_wandb}, callbacks=[table], num_minibatches=2)
+    module, _, _ = run_online(
+        trainer={"max_steps": 6, "logger": plain_wandb}, callbacks=[table], rollouts__num_minibatches=2
+    )
     assert module.last_rollout.index == 2
     wandb.finish()
     (part,) = read_runs(tmp_path)
@@ -88,8 +90,8 @@ def fit(monkeypatch):
         table.on_fit_start(trainer, module)
         table.on_train_start(trainer, module)
         for index in indices:
-            experience = SimpleNamespace(rows=[None] * count)
-            module.last_rollout = SimpleNamespace(index=index, step=2 * index, experience=experience)
+            scored = SimpleNamespace(completions=SimpleNamespace(rows=[None] * count))
+            module.last_rollout = SimpleNamespace(index=index, step=2 * index, scored=scored)
             for _ in range(2):  # two batches of a rollout
                 table.on_train_batch_start(trainer, module, None, 0)
 

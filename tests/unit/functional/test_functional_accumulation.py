@@ -1,19 +1,27 @@
 """Which precision a device adds up in."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from lit_posttrain.functional import accumulation
-from lit_posttrain.functional.accumulation import accumulation_dtype, moved
+from lit_posttrain.batching import Ranks
+from lit_posttrain.batching import ranks as ranks_module
+from lit_posttrain.functional.random import accumulation_dtype
 
 CPU = torch.device("cpu")
+
+
+def moved(tensor):
+    """To where a module is, to be added up there."""
+    return Ranks(SimpleNamespace(_trainer=None, device=CPU)).sum(tensor)
 
 
 def test_the_cpu_has_float64():
     assert accumulation_dtype(CPU) == torch.float64
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.bool):
         tensor = torch.ones(2, dtype=dtype)
-        assert moved(tensor, CPU) is tensor
+        assert moved(tensor) is tensor
 
 
 @pytest.mark.parametrize("error", [TypeError, RuntimeError])
@@ -28,7 +36,7 @@ def test_a_device_that_refuses_it(monkeypatch, error):
 
 
 def test_moving_to_a_device_without_it(monkeypatch):
-    monkeypatch.setattr(accumulation, "accumulation_dtype", lambda device: torch.float32)
-    assert moved(torch.ones(2, dtype=torch.float64), CPU).dtype == torch.float32
-    assert moved(torch.ones(2, dtype=torch.int64), CPU).dtype == torch.int64
-    assert moved(torch.ones(2, dtype=torch.bfloat16), CPU).dtype == torch.bfloat16
+    monkeypatch.setattr(ranks_module, "accumulation_dtype", lambda device: torch.float32)
+    assert moved(torch.ones(2, dtype=torch.float64)).dtype == torch.float32
+    assert moved(torch.ones(2, dtype=torch.int64)).dtype == torch.int64
+    assert moved(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -39,7 +39,7 @@ def test_a_kernel_for_half_precision(half_only_attention, make_model, family):
     policy, plain = Policy(half_only_attention(family)), Policy(make_model(family))
     assert policy.has_known_head
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        got, want = (each(**inputs).logprobs for each in (policy, plain))
+        got, want = (each(inputs).logprobs for each in (policy, plain))
     torch.testing.assert_close(got, want, atol=0.05, rtol=0)
     with pytest.raises(RuntimeError, match="only support fp16 and bf16"):  # it is the one that the policy has
-        policy(**inputs)
+        policy(inputs)

@@ -17,7 +17,7 @@ from lit_posttrain.models.lora import as_adapter
 from lit_posttrain.models.networks.policy import Policy
 from lit_posttrain.models.networks.reference import AdapterReference
 from lit_posttrain.models.weights import tensors_sha256
-from lit_posttrain.rollout.sampler import sample_completions
+from lit_posttrain.rollout.engine import sample_completions
 from lit_posttrain.rollout.options import Sampling
 from tests.conftest import EOS
 from tests.unit.models.test_policy_logprobs import COMPLETIONS, PROMPTS, padded
@@ -27,7 +27,7 @@ INPUTS = padded(PROMPTS, COMPLETIONS, left=2, right=1)
 
 def logprobs(model) -> torch.Tensor:
     with torch.no_grad():
-        return Policy(model, chunk_size=3)(**INPUTS).logprobs
+        return Policy(model, chunk_size=3)(INPUTS).logprobs
 
 
 def moved(adapter: Adapter) -> Adapter:
@@ -70,7 +70,7 @@ def test_a_fresh_adapter_changes_nothing_and_alone_gets_gradients(make_model, fa
     assert adapter.is_fresh
     policy = Policy(moved(adapter).model)
     assert not torch.allclose(logprobs(model), want, atol=1e-2)
-    policy(**INPUTS).logprobs.sum().backward()
+    policy(INPUTS).logprobs.sum().backward()
     with_gradient = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
     assert with_gradient == trainable(model)
     assert all("lora_" in name for name in with_gradient)
@@ -98,12 +98,12 @@ def test_samples_are_those_of_the_merged_model(make_model, family):
         for name, model in (("adapter", adapter.model), ("merged", adapter.merged())):
             settings = {"sampling": Sampling(max_new_tokens=8, temperature=temperature), "num_samples": 2}
             keys = sample_keys(torch.arange(len(PROMPTS)), num_samples=2, seed=0)
-            drawn[name] = sample_completions(model, PROMPTS, **settings, keys=keys, eos_ids=[EOS], pad_id=0)
-        assert torch.equal(drawn["adapter"].tokens.completion_ids, drawn["merged"].tokens.completion_ids)
+            drawn[name], _ = sample_completions(model, PROMPTS, **settings, keys=keys, eos_ids=[EOS], pad_id=0)
+        assert torch.equal(drawn["adapter"].completion_ids, drawn["merged"].completion_ids)
         if temperature == 0:
             want = adapter.peft_model.generate(input_ids=torch.tensor(PROMPTS[:1]), do_sample=False, max_new_tokens=8)
-            length = int(drawn["adapter"].tokens.completion_mask[0].sum())
-            got = drawn["adapter"].tokens.completion_ids[0, :length]
+            length = int(drawn["adapter"].completion_mask[0].sum())
+            got = drawn["adapter"].completion_ids[0, :length]
             assert got.tolist() == want[0, len(PROMPTS[0]) : len(PROMPTS[0]) + length].tolist()
 
 
@@ -125,7 +125,7 @@ def test_the_initial_policy_is_had_again_to_the_bit(make_model, family, kind):
     moved(adapter)
     after = logprobs(model)
     assert not torch.allclose(after, want, atol=1e-2)
-    assert torch.equal(reference.logprobs(**INPUTS, temperature=1.0), want)
+    assert torch.equal(reference.logprobs(INPUTS, temperature=1.0), want)
     assert torch.equal(logprobs(model), after)
 
 
@@ -140,8 +140,8 @@ def test_switching_leaves_flags_modes_and_checkpointing_alone(make_model, kind):
     reference = AdapterReference(policy, adapter)
     model.get_parameter(names[0]).requires_grad_(False)  # somebody's own choice
     before = [(m.training, getattr(m, "gradient_checkpointing", None)) for m in model.modules()]
-    loss = policy(**INPUTS).logprobs.sum()  # its graph outlives the switch, and runs forward again in backward
-    reference.logprobs(**INPUTS, temperature=1.0)
+    loss = policy(INPUTS).logprobs.sum()  # its graph outlives the switch, and runs forward again in backward
+    reference.logprobs(INPUTS, temperature=1.0)
     with pytest.raises(KeyboardInterrupt), adapter.initial():
         raise KeyboardInterrupt
     loss.backward()
@@ -149,7 +149,7 @@ def test_switching_leaves_flags_modes_and_checkpointing_alone(make_model, kind):
     assert trainable(model) == names[1:]
     assert [(m.training, getattr(m, "gradient_checkpointing", None)) for m in model.modules()] == before
     model.zero_grad()
-    policy(**INPUTS).logprobs.sum().backward()
+    policy(INPUTS).logprobs.sum().backward()
     assert all(torch.equal(model.get_parameter(name).grad, gradients[name]) for name in names[1:])
     assert all(p.grad is None for name, p in model.named_parameters() if name not in names[1:])
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lit_posttrain.batching import TrainingBatch
 from lit_posttrain.models.networks.policy import Policy
 from tests.conftest import FAMILIES
 
@@ -17,13 +18,13 @@ def padded(prompts, completions, *, left=0, right=0, pad_id=0):
     prompt_mask = torch.tensor([[False] * (width_p - len(p)) + [True] * len(p) for p in prompts])
     completion_ids = torch.tensor([c + [pad_id] * (width_c - len(c)) for c in completions])
     completion_mask = torch.tensor([[True] * len(c) + [False] * (width_c - len(c)) for c in completions])
-    return {
-        "prompt_ids": prompt_ids,
-        "prompt_mask": prompt_mask,
-        "completion_ids": completion_ids,
-        "completion_mask": completion_mask,
-        "loss_mask": completion_mask,
-    }
+    return TrainingBatch(
+        prompt_ids=prompt_ids,
+        prompt_mask=prompt_mask,
+        completion_ids=completion_ids,
+        completion_mask=completion_mask,
+        loss_mask=completion_mask,
+    )
 
 
 def slow_logprobs(model, prompt, completion, temperature):
@@ -47,7 +48,7 @@ def test_the_comparison_notices_wrong_positions(make_model, family, monkeypatch)
     monkeypatch.setattr(model.base_model, "forward", stretched)
     policy = Policy(model)
     with torch.no_grad():
-        got = policy(**padded(PROMPTS, COMPLETIONS, left=7)).logprobs[0, :3]
+        got = policy(padded(PROMPTS, COMPLETIONS, left=7)).logprobs[0, :3]
         want = slow_logprobs(make_model(family), PROMPTS[0], COMPLETIONS[0], 1.0)
     assert (got - want).abs().max() > 1e-2
 
@@ -55,8 +56,8 @@ def test_the_comparison_notices_wrong_positions(make_model, family, monkeypatch)
 def loss_and_gradients(model, inputs, chunk_size):
     policy = Policy(model, chunk_size=chunk_size)
     model.zero_grad()
-    statistics = policy(**inputs, entropy_gradient=True)
-    mask = inputs["loss_mask"]
+    statistics = policy(inputs, entropy_gradient=True)
+    mask = inputs.loss_mask
     weights = torch.arange(1, mask.shape[0] + 1, dtype=torch.float64)[:, None]
     loss = (statistics.logprobs * mask * weights).sum() + (statistics.entropy * mask).sum()
     loss.backward()
@@ -106,7 +107,7 @@ def test_an_unknown_head_goes_through_the_models_own_logits(make_model):
     with pytest.warns(UserWarning, match="own logits"):
         policy = Policy(model)
     with torch.no_grad():
-        got = policy(**padded(PROMPTS, COMPLETIONS, left=2)).logprobs[1, :6]
+        got = policy(padded(PROMPTS, COMPLETIONS, left=2)).logprobs[1, :6]
         want = slow_logprobs(model, PROMPTS[1], COMPLETIONS[1], 1.0)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
@@ -114,9 +115,9 @@ def test_an_unknown_head_goes_through_the_models_own_logits(make_model):
 def test_a_fully_masked_batch_gives_every_parameter_a_zero_gradient(make_model):
     model = make_model("llama")
     inputs = padded(PROMPTS, COMPLETIONS)
-    inputs["loss_mask"] = torch.zeros_like(inputs["completion_mask"])
-    statistics = Policy(model)(**inputs)
-    (statistics.logprobs * inputs["loss_mask"]).sum().backward()
+    inputs.loss_mask = torch.zeros_like(inputs.completion_mask)
+    statistics = Policy(model)(inputs)
+    (statistics.logprobs * inputs.loss_mask).sum().backward()
     assert all(p.grad is not None and (p.grad == 0).all() for p in model.parameters())
 
 
@@ -127,8 +128,8 @@ def test_dropout_is_off_in_training_mode(make_model):
             module.p = 0.5
     policy = Policy(model)
     with torch.no_grad():
-        first = policy.train()(**padded(PROMPTS, COMPLETIONS)).logprobs
-        second = policy.eval()(**padded(PROMPTS, COMPLETIONS)).logprobs
+        first = policy.train()(padded(PROMPTS, COMPLETIONS)).logprobs
+        second = policy.eval()(padded(PROMPTS, COMPLETIONS)).logprobs
     assert torch.equal(first, second)
 
 
@@ -137,7 +138,7 @@ def test_what_supervised_losses_need(make_model, family):
     """Hits, and the mean of the log-probs of all tokens, against a loop; its gradient against that of log_softmax."""
     model = make_model(family)
     inputs = padded(PROMPTS, COMPLETIONS, left=1, right=2)
-    statistics = Policy(model, chunk_size=3)(**inputs, temperature=0.7, supervised=True)
+    statistics = Policy(model, chunk_size=3)(inputs, temperature=0.7, supervised=True)
     for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
         ids = torch.tensor([prompt + completion])
         logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1]
@@ -146,7 +147,7 @@ def test_what_supervised_losses_need(make_model, family):
         assert (
             statistics.hits[row, : len(completion)].tolist() == (logits.argmax(-1) == torch.tensor(completion)).tolist()
         )
-    assert not statistics.hits[~inputs["loss_mask"]].any()
+    assert not statistics.hits[~inputs.loss_mask].any()
     gradients = torch.autograd.grad(statistics.mean_logprobs.sum(), list(model.parameters()), allow_unused=True)
     total = sum(
         torch.log_softmax(model(input_ids=torch.tensor([p + c])).logits[0, len(p) - 1 : -1] / 0.7, -1).mean(-1).sum()
@@ -160,6 +161,6 @@ def test_what_supervised_losses_need(make_model, family):
 
 
 def test_supervised_statistics_are_made_on_demand(make_model):
-    statistics = Policy(make_model("gpt2"))(**padded(PROMPTS, COMPLETIONS))
+    statistics = Policy(make_model("gpt2"))(padded(PROMPTS, COMPLETIONS))
     assert statistics.hits is None
     assert statistics.mean_logprobs is None

@@ -26,7 +26,7 @@ def attending(model, attention):
 
 def statistics_and_gradients(policy, rows):
     policy.zero_grad()
-    got = policy(**rows.model_inputs(), supervised=True, entropy_gradient=True)
+    got = policy(rows, supervised=True, entropy_gradient=True)
     weights = torch.arange(1.0, 5.0, dtype=torch.float64)[:, None] * rows.loss_mask
     ((got.logprobs + 0.3 * got.mean_logprobs + 0.1 * got.entropy) * weights).sum().backward()
     return got, {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
@@ -50,7 +50,7 @@ def test_packed_rows_equal_a_slow_loop(make_model):
     """Nothing of the packing or of the shift in common; the first tokens of rows behind others are among them."""
     model = make_model("gpt2")
     with torch.no_grad():
-        got = Policy(model)(**batch().model_inputs()).logprobs
+        got = Policy(model)(batch()).logprobs
         for row, (prompt, completion) in enumerate(ROWS):
             want = slow_logprobs(model, prompt, completion, 1.0)
             want[1:2] = 0  # not supervised
@@ -63,7 +63,7 @@ def test_what_another_row_says_changes_not_a_bit(make_model, family, attention):
     policy = Policy(attending(make_model(family), attention))
     other = [([30, 31], [32, 33, 34]), *ROWS[1:]]
     with torch.no_grad():
-        first, second = (policy(**batch(rows).model_inputs()).logprobs for rows in (ROWS, other))
+        first, second = (policy(batch(rows)).logprobs for rows in (ROWS, other))
     assert torch.equal(first[1:], second[1:])
     assert not torch.equal(first[0], second[0])
 
@@ -73,15 +73,15 @@ def test_the_model_sees_fewer_tokens(make_model):
     policy.model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    policy(**batch(packs=None).model_inputs())
-    policy(**batch().model_inputs())
+    policy(batch(packs=None))
+    policy(batch())
     assert (seen[0], seen[-1]) == ((4, 9), (2, 10))
 
 
 def test_a_batch_that_counts_for_nothing_may_be_packed(make_model):
     inputs = batch([ROWS[3], ROWS[3]], [0, 0])
     inputs.loss_mask[:] = False
-    got = Policy(make_model("gpt2"))(**inputs.model_inputs())
+    got = Policy(make_model("gpt2"))(inputs)
     (got.logprobs * inputs.loss_mask).sum().backward()
 
 
@@ -89,7 +89,7 @@ def test_attention_that_takes_no_mask_is_refused(make_model):
     policy = Policy(make_model("llama"))
     policy.model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match=r"`flash_attention_2` does not take.*`attention=.sdpa.`.*`packing="):
-        policy(**batch().model_inputs())
+        policy(batch())
 
 
 def test_a_model_that_lets_rows_see_one_another_is_refused(make_model, monkeypatch):
@@ -105,13 +105,13 @@ def test_a_model_that_lets_rows_see_one_another_is_refused(make_model, monkeypat
 
         monkeypatch.setattr(policy.model.base_model, "forward", without)
         with pytest.raises(ValueError, match="`packing` does not work with GPT2LMHeadModel"):
-            policy(**batch().model_inputs())
+            policy(batch())
 
 
 def test_a_model_of_another_form_of_mask_is_refused():
     config = BloomConfig(vocab_size=VOCAB, hidden_size=16, n_layer=1, n_head=2)
     with pytest.raises(ValueError, match="`packing` does not work with BloomForCausalLM"):
-        Policy(AutoModelForCausalLM.from_config(config))(**batch().model_inputs())
+        Policy(AutoModelForCausalLM.from_config(config))(batch())
 
 
 def test_rows_longer_than_the_window_of_some_layers_are_refused(make_model):
@@ -119,18 +119,19 @@ def test_rows_longer_than_the_window_of_some_layers_are_refused(make_model):
     policy = Policy(make_model("gemma2", dtype=torch.float64))
     short = [ROWS[0], ROWS[1], ROWS[3]]
     with torch.no_grad():
-        want = policy(**batch(short, None).model_inputs()).logprobs
-        torch.testing.assert_close(policy(**batch(short, [0, 0, 0]).model_inputs()).logprobs, want, atol=1e-8, rtol=0)
+        want = policy(batch(short, None)).logprobs
+        torch.testing.assert_close(policy(batch(short, [0, 0, 0])).logprobs, want, atol=1e-8, rtol=0)
         with pytest.raises(ValueError, match=r"look back 8 tokens.*9 of the longest row.*`max_length=8`"):
-            policy(**batch().model_inputs())
+            policy(batch())
 
 
 def test_left_padding_stays_outside(make_model):
     policy = Policy(make_model("qwen2", dtype=torch.float64))
     prompts, completions = [prompt for prompt, _ in ROWS], [completion for _, completion in ROWS]
     with torch.no_grad():
-        want = policy(**padded(prompts, completions, left=3, right=4, pad_id=1))
-        got = policy(**padded(prompts, completions, left=3, right=4, pad_id=1), pack_ids=torch.tensor(PACKS))
+        want = policy(padded(prompts, completions, left=3, right=4, pad_id=1))
+        rows = padded(prompts, completions, left=3, right=4, pad_id=1)
+        got = policy(SupervisedBatch(**vars(rows), pack_ids=torch.tensor(PACKS)))
     torch.testing.assert_close(got.logprobs, want.logprobs, atol=1e-10, rtol=0)
 
 
@@ -139,8 +140,8 @@ def test_mixed_precision(make_model, attention):
     """The mask fits scores of either type, and rounding is not taken for a leak."""
     policy = Policy(attending(make_model("llama", scale=2.0), attention))
     with torch.no_grad():
-        want = policy(**batch(packs=None).model_inputs()).logprobs
+        want = policy(batch(packs=None)).logprobs
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            got = policy(**batch().model_inputs()).logprobs
+            got = policy(batch()).logprobs
     torch.testing.assert_close(got, want, atol=0.1, rtol=0.02)
     assert not torch.equal(got, want)

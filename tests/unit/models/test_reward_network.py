@@ -10,6 +10,7 @@ from transformers import (
     BlenderbotSmallConfig,
 )
 
+from lit_posttrain.batching import TokenBatch
 from lit_posttrain.models import Pretrained, RewardNetwork
 from lit_posttrain.models.networks.reward import check_reward_model
 from lit_posttrain.models.tokenizers import with_own_pad_token
@@ -23,12 +24,12 @@ COMPLETIONS = [[12, EOS, 13, 14, EOS], [15, 16, 17, 18, EOS, EOS], [EOS]]
 def padded(prompts, completions, *, left=0, right=0, pad_id=0):
     """Prompts padded on the left by `left` more than needed, completions on the right by `right` more."""
     width_p, width_c = max(map(len, prompts)) + left, max(map(len, completions)) + right
-    return {
-        "prompt_ids": torch.tensor([[pad_id] * (width_p - len(p)) + p for p in prompts]),
-        "prompt_mask": torch.tensor([[False] * (width_p - len(p)) + [True] * len(p) for p in prompts]),
-        "completion_ids": torch.tensor([c + [pad_id] * (width_c - len(c)) for c in completions]),
-        "completion_mask": torch.tensor([[True] * len(c) + [False] * (width_c - len(c)) for c in completions]),
-    }
+    return TokenBatch(
+        prompt_ids=torch.tensor([[pad_id] * (width_p - len(p)) + p for p in prompts]),
+        prompt_mask=torch.tensor([[False] * (width_p - len(p)) + [True] * len(p) for p in prompts]),
+        completion_ids=torch.tensor([c + [pad_id] * (width_c - len(c)) for c in completions]),
+        completion_mask=torch.tensor([[True] * len(c) + [False] * (width_c - len(c)) for c in completions]),
+    )
 
 
 def make_network(make_model, family="gpt2", *, vocab_size=VOCAB, **model) -> RewardNetwork:
@@ -40,8 +41,8 @@ def make_network(make_model, family="gpt2", *, vocab_size=VOCAB, **model) -> Rew
 def test_one_sequence_alone_scores_as_in_a_batch(make_model):
     network = make_network(make_model, dtype=torch.float64)
     with torch.no_grad():
-        together = network(**padded(PROMPTS, COMPLETIONS))
-        alone = [network(**padded([p], [c])) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
+        together = network(padded(PROMPTS, COMPLETIONS))
+        alone = [network(padded([p], [c])) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
     torch.testing.assert_close(torch.cat(alone), together, atol=1e-12, rtol=0)
 
 
@@ -54,7 +55,7 @@ def test_head_and_score_are_in_float32_at_least(make_model, dtype, want):
     assert network.model.base_model.dtype == dtype
     assert network.model.score.weight.dtype == want
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.float32):
-        assert network(**padded(PROMPTS, COMPLETIONS)).dtype == want
+        assert network(padded(PROMPTS, COMPLETIONS)).dtype == want
 
 
 def test_a_new_head_is_normal_by_the_width(make_model):
@@ -68,7 +69,7 @@ def test_a_new_head_is_normal_by_the_width(make_model):
 
 def test_every_weight_takes_part_and_none_is_of_the_vocabulary(make_model):
     network = make_network(make_model, "llama").train()
-    network(**padded(PROMPTS, COMPLETIONS)).sum().backward()
+    network(padded(PROMPTS, COMPLETIONS)).sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or p.is_meta] == []
     assert not any("lm_head" in name for name in network.state_dict())
     assert {"score_mean", "score_scale"} <= set(network.state_dict())
@@ -80,7 +81,7 @@ def test_dropout_is_off(make_model):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     network = RewardNetwork.from_causal_lm(model, pad_id=0, vocab_size=VOCAB).train()
-    assert torch.equal(network(**padded(PROMPTS, COMPLETIONS)), network(**padded(PROMPTS, COMPLETIONS)))
+    assert torch.equal(network(padded(PROMPTS, COMPLETIONS)), network(padded(PROMPTS, COMPLETIONS)))
 
 
 def with_pad_as_eos(tokenizer):

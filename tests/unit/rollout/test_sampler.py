@@ -8,10 +8,9 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from lit_posttrain.batching import stable_hash
 from lit_posttrain.functional import random as counter_rng
-from lit_posttrain.functional.random import sample_keys, uniforms
-from lit_posttrain.rollout import sampling
-from lit_posttrain.rollout.sampler import sample_completions
-from lit_posttrain.rollout.options import Sampling, pick_tokens
+from lit_posttrain.functional.random import pick_tokens, sample_keys, uniforms
+from lit_posttrain.rollout.engine import sample_completions
+from lit_posttrain.rollout.options import Sampling
 from tests.conftest import EOS, FAMILIES
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 9, 10, 11], [12, 13]]
@@ -32,9 +31,9 @@ def sample(model, *, num_samples=1, seed=0, batch_size=None, prompts=PROMPTS, eo
     )
 
 
-def rows(completions):
-    mask = completions.tokens.completion_mask
-    return [ids[m].tolist() for ids, m in zip(completions.tokens.completion_ids, mask, strict=True)]
+def rows(sampled):
+    tokens, _ = sampled
+    return [ids[mask].tolist() for ids, mask in zip(tokens.completion_ids, tokens.completion_mask, strict=True)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -72,22 +71,21 @@ def test_seed_prompt_and_sample_each_change_the_draw(make_model):
 
 
 def test_masks_include_the_eos_and_nothing_behind_it(make_model):
-    completions = sample(make_model("gpt2", scale=1.0), num_samples=8)
+    sampled = tokens, cut = sample(make_model("gpt2", scale=1.0), num_samples=8)
     ended = 0
-    for row, truncated in zip(rows(completions), completions.truncated.tolist(), strict=True):
+    for row, truncated in zip(rows(sampled), cut.tolist(), strict=True):
         assert EOS not in row[:-1]
         assert truncated == (row[-1] != EOS)
         assert truncated == (len(row) == 12 and row[-1] != EOS)
         ended += not truncated
-    assert 0 < ended < len(rows(completions))
-    assert completions.tokens.completion_mask.any(0).all()  # no column of padding alone
+    assert 0 < ended < len(rows(sampled))
+    assert tokens.completion_mask.any(0).all()  # no column of padding alone
 
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
 def widest(request, monkeypatch):
     """The numbers of an ordinary device, and of one that has no float64."""
-    for module in (counter_rng, sampling):
-        monkeypatch.setattr(module, "accumulation_dtype", lambda device: request.param)
+    monkeypatch.setattr(counter_rng, "accumulation_dtype", lambda device: request.param)
     return request.param
 
 
@@ -95,7 +93,7 @@ def test_draws_follow_the_distribution(widest):
     probabilities = torch.tensor([0.5, 0.0, 0.3, 0.15, 0.05])
     keys = sample_keys(torch.arange(200_000), num_samples=1, seed=3)
     logits = probabilities.log().expand(200_000, -1)
-    tokens = pick_tokens(logits, Sampling(), uniforms(keys, 5))
+    tokens = pick_tokens(logits, uniforms(keys, 5))
     share = torch.bincount(tokens, minlength=5) / 200_000
     torch.testing.assert_close(share, probabilities, atol=4 * (0.25 / 200_000) ** 0.5, rtol=0)
     assert share[1] == 0
@@ -110,9 +108,7 @@ def test_top_k_and_top_p_keep_what_transformers_keeps(widest, top_k, top_p):
     want = TopPLogitsWarper(top_p)(None, want) if top_p < 1 else want
     draws = torch.linspace(0, 1 - 1e-7, 20_001, dtype=torch.float64).to(widest)
     for row in range(6):
-        tokens = pick_tokens(
-            logits[row].expand(len(draws), -1), Sampling(temperature=0.7, top_k=top_k, top_p=top_p), draws
-        )
+        tokens = pick_tokens(logits[row].expand(len(draws), -1), draws, temperature=0.7, top_k=top_k, top_p=top_p)
         share = torch.bincount(tokens, minlength=12) / len(draws)
         torch.testing.assert_close(share, want[row].softmax(-1), atol=2e-4, rtol=0)
 
@@ -146,7 +142,7 @@ DRAWN = [
 def test_what_is_drawn_stays_what_it_was(settings, digest):
     logits = 3 * torch.randn(2048, 500, generator=torch.Generator().manual_seed(0))
     keys = sample_keys(torch.arange(512), num_samples=4, seed=11)
-    tokens = [pick_tokens(logits, Sampling(**settings), uniforms(keys, position)) for position in range(8)]
+    tokens = [pick_tokens(logits, uniforms(keys, position), **settings) for position in range(8)]
     assert hashlib.sha256(torch.stack(tokens).numpy().tobytes()).hexdigest()[:16] == digest
 
 
@@ -156,7 +152,7 @@ def test_the_ends_of_the_cumulative_distribution(widest, top_p):
     logits = torch.full((2, 1000), -torch.inf)
     logits[:, 100:900] = torch.randn(800, generator=torch.Generator().manual_seed(0))
     largest = 1 - torch.finfo(widest).eps / 2
-    tokens = pick_tokens(logits, Sampling(top_p=top_p), torch.tensor([0.0, largest], dtype=widest))
+    tokens = pick_tokens(logits, torch.tensor([0.0, largest], dtype=widest), top_p=top_p)
     assert logits[0, tokens].isfinite().all()
     assert 100 <= tokens[0] < 110
     assert 890 <= tokens[1] < 900
@@ -165,10 +161,10 @@ def test_the_ends_of_the_cumulative_distribution(widest, top_p):
 def test_probabilities_are_added_up_in_any_order():
     """Exactly: a draw depends on no other row, and not on how a device adds."""
     logits = 5 * torch.randn(3, 5000, generator=torch.Generator().manual_seed(1))
-    units = sampling._in_units(logits.double())
+    units = counter_rng._in_units(logits.double())
     order = torch.randperm(5000, generator=torch.Generator().manual_seed(2))
     assert torch.equal(units.cumsum(-1)[:, -1], units[:, order].cumsum(-1)[:, -1])
-    torch.testing.assert_close(units.sum(-1).double() / sampling.UNITS, torch.ones(3).double(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(units.sum(-1).double() / counter_rng.UNITS, torch.ones(3).double(), atol=1e-12, rtol=0)
 
 
 def test_hash_is_the_same_in_every_process():
