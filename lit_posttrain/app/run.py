@@ -21,7 +21,7 @@ from lit_posttrain.app.loggers import log_summary, make_loggers, own_wandb_run
 from lit_posttrain.app.options.changed import changed_options
 from lit_posttrain.app.options.checks import check_config
 from lit_posttrain.app.summary import describe_run
-from lit_posttrain.batching import in_prompt_order
+from lit_posttrain.batching import interleave_ranks
 from lit_posttrain.callbacks.metrics_csv import MetricsCSV
 from lit_posttrain.callbacks.metrics_history import MetricsHistory
 from lit_posttrain.callbacks.run_clock import RunClock
@@ -157,7 +157,7 @@ def predict(trainer: Trainer, module: PostTrainingModule, datamodule: LightningD
         path = Path(cfg.run_dir) / "predictions.jsonl"
         with whole_file(path) as file:
             for shares in zip(*ranks, strict=True):  # of one batch
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in in_prompt_order(shares))
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in interleave_ranks(shares))
         log.info("predictions: %s", path)
 
 

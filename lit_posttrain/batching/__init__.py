@@ -3,7 +3,7 @@
 from lit_posttrain.batching.digest import digest_of
 from lit_posttrain.batching.packing import first_fit_decreasing
 from lit_posttrain.batching.passes import PassLoader, Place
-from lit_posttrain.batching.plan import PlannedRollout, in_batches, in_prompt_order, plan_steps
+from lit_posttrain.batching.plan import PlannedRollout, in_batches, interleave_ranks, plan_steps
 from lit_posttrain.batching.ranks import Means, Ranks, StepStatistics
 from lit_posttrain.batching.replayed import ReplayedPasses
 from lit_posttrain.batching.supervised import (
@@ -44,7 +44,7 @@ __all__ = [
     "digest_of",
     "first_fit_decreasing",
     "in_batches",
-    "in_prompt_order",
+    "interleave_ranks",
     "lengths_to_mask",
     "pad_left",
     "plan_steps",

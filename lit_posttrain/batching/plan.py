@@ -131,13 +131,13 @@ T = TypeVar("T")
 _NOTHING = object()
 
 
-def in_prompt_order(shares: Sequence[Sequence[T]]) -> list[T]:
+def interleave_ranks(shares: Sequence[Sequence[T]]) -> list[T]:
     """What was made of a batch's prompts, in the order of the batch.
 
     Args:
         shares: one entry for each prompt of a rank; rank r has the prompts r, r + world size, ... of the batch.
 
-    >>> in_prompt_order([["a", "c", "e"], ["b", "d"]])
+    >>> interleave_ranks([["a", "c", "e"], ["b", "d"]])
     ['a', 'b', 'c', 'd', 'e']
     """
     turns = zip_longest(*shares, fillvalue=_NOTHING)

@@ -169,7 +169,7 @@ def normalizer(mask: Tensor, mode: Aggregation, *, max_length: int | None = None
 
     Args:
         mask: bool, shape [B, C].
-        mode: see `Aggregation`.
+        mode: how tokens are weighted, one of `Aggregation`.
         max_length: the longest completion that sampling allows, in tokens; needed by "constant" only.
 
     Returns:
@@ -222,7 +222,7 @@ def aggregate(
     Args:
         loss: per-token losses, shape [B, C].
         mask: bool, shape [B, C]. A row without a token contributes nothing.
-        mode: see `Aggregation`.
+        mode: how tokens are weighted, one of `Aggregation`.
         normalizer: N of the whole optimiser step; None takes this batch's own (the function of that name).
         max_length: for "constant" without a `normalizer`: the longest completion that sampling allows, in tokens.
 

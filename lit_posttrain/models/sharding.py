@@ -26,7 +26,7 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
         mesh: the processes, one-dimensional.
     """
     if isinstance(network, FSDPModule):
-        release(network)  # an exception may have come in between
+        reshard(network)  # an exception may have come in between
         return
     for module in reversed(list(network.modules())):  # blocks before what contains them
         if type(module).__name__ in _block_names(network):
@@ -36,8 +36,8 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(network, mesh=mesh, reshard_after_forward=True if frozen else None)
 
 
-def gather(network: nn.Module) -> None:
-    """Make sharded weights whole until `release`: all of the network can be called, and no process waits for another.
+def unshard(network: nn.Module) -> None:
+    """Make sharded weights whole until `reshard`: all of the network can be called, and no process waits for another.
 
     All processes call it together. Whole weights, and a network that is not sharded, stay as they are.
     """
@@ -46,8 +46,8 @@ def gather(network: nn.Module) -> None:
         module.set_reshard_after_forward(False, recurse=False)
 
 
-def release(network: nn.Module) -> None:
-    """Deal the weights out again that `gather` made whole, each process by itself."""
+def reshard(network: nn.Module) -> None:
+    """Deal the weights out again that `unshard` made whole, each process by itself."""
     trained = any(parameter.requires_grad for parameter in network.parameters())
     for module in _shards(network):
         module.reshard()
@@ -55,20 +55,20 @@ def release(network: nn.Module) -> None:
 
 
 @contextmanager
-def whole(*networks: nn.Module) -> Iterator[None]:
-    """`gather` and `release`; inside another one of the same network nothing happens."""
+def unsharded(*networks: nn.Module) -> Iterator[None]:
+    """`unshard` and `reshard`; inside another one of the same network nothing happens."""
     sharded = [
         network
         for network in networks
         if isinstance(network, FSDPModule) and any(isinstance(p, DTensor) for p in network.parameters())
     ]
     for network in sharded:
-        gather(network)
+        unshard(network)
     try:
         yield
     finally:
         for network in sharded:
-            release(network)
+            reshard(network)
 
 
 def full_state_dict(module: nn.Module) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from lit_posttrain.batching import MicroBatch, PlannedRollout, Rollout, in_batch
 from lit_posttrain.data.loaders import PromptLoader
 from lit_posttrain.functional import Aggregation, KLEstimator, PolicyLoss, aggregate, kl_estimate
 from lit_posttrain.models.networks.policy import TokenStatistics, evaluation_mode
-from lit_posttrain.models.sharding import whole
+from lit_posttrain.models.sharding import unsharded
 from lit_posttrain.models.source import Model, ModelSource
 from lit_posttrain.models.tokenizers import unknown_share
 from lit_posttrain.modules.attachment import without_repeats
@@ -254,7 +254,7 @@ class OnlineModule(PostTrainingModule):
             (B, C).
         """
         parts = self.rollouts.num_minibatches * self.trainer.accumulate_grad_batches
-        with whole(*networks), evaluation_mode(*networks), self.forward_context():
+        with unsharded(*networks), evaluation_mode(*networks), self.forward_context():
             return in_batches(rollout, values_of, batch_size=max(1, -(-len(rollout) // parts)))
 
     # The loss.

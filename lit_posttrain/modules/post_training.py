@@ -28,12 +28,12 @@ from lit_posttrain.models.networks.policy import Policy
 from lit_posttrain.models.networks.reference import Reference
 from lit_posttrain.models.sharding import (
     begin_states,
-    gather,
-    release,
+    reshard,
     shard,
     sharded_like,
     sharding_mesh,
     total_norm,
+    unshard,
 )
 from lit_posttrain.models.source import ModelSource, frozen_names
 from lit_posttrain.models.tokenizers import context_length
@@ -201,7 +201,7 @@ class PostTrainingModule(L.LightningModule):
         if self.policy is not None:
             with self.forward_context():
                 self.policy.try_out()
-            release(self.policy)
+            reshard(self.policy)
 
     def convert(self, network: nn.Module) -> nn.Module:
         """Give a network's weights the Trainer's precision, in place; twice is once."""
@@ -372,7 +372,7 @@ class PostTrainingModule(L.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip to `trainer.gradient_clip_val`: parameter groups with names apart, all others together.
+        """Clip to the Trainer's `gradient_clip_val`: parameter groups with names apart, all others together.
 
         As Lightning does it, which in mixed precision refuses fused optimisers though, and knows no groups.
         """
@@ -394,7 +394,7 @@ class PostTrainingModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Have all weights where prompts will be completed, of which processes may have unequal numbers."""
         if self.evaluator is not None and self.evaluator.judges:
-            gather(self.main_network)
+            unshard(self.main_network)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Complete the prompts of a batch, and score the completions."""
@@ -407,12 +407,12 @@ class PostTrainingModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Report on the axis of optimiser steps; before training only where all of the data was covered."""
-        release(self.main_network)
+        reshard(self.main_network)
         metrics = self.validation_metrics()
         trainer = self.trainer
         if trainer.sanity_checking and trainer.num_sanity_val_batches != trainer.num_val_batches:
             return
-        alone = trainer.state.fn == TrainerFn.VALIDATING  # `trainer.validate` returns what goes to the loggers this way
+        alone = trainer.state.fn == TrainerFn.VALIDATING  # `Trainer.validate` returns what goes to the loggers this way
         # they are equal on all ranks; without `sync_dist` Lightning warns
         self.log_dict(metrics, logger=alone, batch_size=1, sync_dist=True)
         if not alone:
@@ -424,7 +424,7 @@ class PostTrainingModule(L.LightningModule):
 
     def on_predict_epoch_start(self) -> None:
         """Have all weights, as in validation."""
-        gather(self.main_network)
+        unshard(self.main_network)
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[dict[str, Any]]:
         """Complete the prompts of a batch: their rows with `completion`, `truncated` and perhaps `reward`."""
@@ -433,7 +433,7 @@ class PostTrainingModule(L.LightningModule):
 
     def on_predict_epoch_end(self) -> None:
         """Have them sharded again."""
-        release(self.main_network)
+        reshard(self.main_network)
 
     def log_now(self, metrics: dict[str, Tensor]) -> None:
         """Hand metrics to the loggers at the number of optimiser steps done, which `self.log` does not."""

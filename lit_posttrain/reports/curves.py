@@ -20,8 +20,8 @@ class Band:
     Args:
         x: the mean place of each validation on the axis.
         mean: the mean value.
-        low: the least value; `high` the largest.
-        high: see `low`.
+        low: the least value.
+        high: the largest value.
         runs: how many runs there are.
     """
 

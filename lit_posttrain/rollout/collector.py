@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lit_posttrain.batching import PlannedRollout, Ranks, Rollout, plan_steps, stable_hash
 from lit_posttrain.functional import Aggregation, normalizer
-from lit_posttrain.models.sharding import whole
+from lit_posttrain.models.sharding import unsharded
 from lit_posttrain.models.source import ModelSource
 from lit_posttrain.models.tokenizers import pad_token_id
 from lit_posttrain.models.weights import NonFiniteError
@@ -117,7 +117,7 @@ class RolloutCollector:
             NonFiniteError: if what the rewards are compared by is not finite.
         """
         algorithm = self._algorithm
-        with whole(algorithm.main_network):  # for processes without prompts, too
+        with unsharded(algorithm.main_network):  # for processes without prompts, too
             scored = self._sample(rows, index, batch=0)
             groups, numbers = torch.arange(len(rows)), scored.prompt_index
             if algorithm.max_resample_batches > 0:

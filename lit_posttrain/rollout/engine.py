@@ -161,7 +161,7 @@ def sample_completions(
 ) -> tuple[TokenBatch, Tensor]:
     """Complete every prompt `num_samples` times.
 
-    Greedy output equals `model.generate(do_sample=False)`. Positions follow from the mask, so left padding changes
+    Greedy output equals that of `generate(do_sample=False)`. Positions follow from the mask, so left padding changes
     nothing, and a row's random numbers belong to its key, so neither does the batch that it is in.
 
     Args:

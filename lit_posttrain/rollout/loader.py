@@ -167,7 +167,7 @@ class RolloutLoader(PassLoader):
                 "persistent workers cannot: use `persistent_workers=False`."
             )
         if passes.num_batches is None and trainer.max_steps < 0:
-            raise ValueError("prompts without a length need `trainer.max_steps`: nothing else says when to stop.")
+            raise ValueError("prompts without a length need `max_steps`: nothing else says when to stop.")
 
     @cached_property
     def _pass_length(self) -> int | None:

@@ -45,8 +45,8 @@ from lit_posttrain.batching import TrainingBatch
 from lit_posttrain.callbacks.completions import CompletionsFile
 from lit_posttrain.functional.random import sample_keys
 from lit_posttrain.models.networks.policy import Policy, evaluation_mode
-from lit_posttrain.models.sharding import full_state_dict, release, shard, total_norm
-from lit_posttrain.models.sharding import whole as whole_weights
+from lit_posttrain.models.sharding import full_state_dict, reshard, shard, total_norm
+from lit_posttrain.models.sharding import unsharded as whole_weights
 from lit_posttrain.rollout.engine import sample_completions
 from tests.composing import compose_train
 from tests.conftest import EOS, _config
@@ -328,7 +328,7 @@ def family(name: str) -> dict[str, float]:
     plain = deepcopy(policy)
     shard(policy, init_device_mesh("cpu", (WORLD_SIZE,)))
     policy.try_out()
-    release(policy)
+    reshard(policy)
 
     prompts = [[2, 3, 4][: 1 + i] for i in range(3 - 2 * RANK)]  # three of one rank and one of the other
     keys = sample_keys(torch.arange(len(prompts)), num_samples=2, seed=RANK)

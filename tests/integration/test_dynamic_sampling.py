@@ -192,5 +192,5 @@ def test_a_stock_dataloader_over_a_stream(run_online, monkeypatch):
     monkeypatch.setattr(world, "PromptDataModule", lambda prompts, batch_size: Plain(loader))
     _, _, trainer = run_online(max_resample_batches=1, trainer={"max_steps": 3})
     assert trainer.global_step == 3
-    with pytest.raises(ValueError, match=r"prompts without a length need `trainer.max_steps`"):
+    with pytest.raises(ValueError, match=r"prompts without a length need `max_steps`"):
         run_online(trainer={"max_steps": -1, "max_epochs": 1})

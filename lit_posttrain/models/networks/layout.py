@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_posttrain.batching import TokenBatch
-from lit_posttrain.models.sharding import whole
+from lit_posttrain.models.sharding import unsharded
 
 ISOLATING = ("sdpa", "eager")
 TOLERANCE = 0.05  # of the norm of the hidden states: above what bfloat16 rounds off, below a leak from another row
@@ -30,7 +30,7 @@ class PacksRows(nn.Module):
             ValueError: if the model cannot keep them apart.
         """
         if not self._isolates:
-            with whole(self):
+            with unsharded(self):
                 check_isolation(self.model)
             self._isolates = True
 
