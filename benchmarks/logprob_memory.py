@@ -1,6 +1,6 @@
 """Peak memory and time of the log-probs of completions and their gradient: our `Policy` against the plain way.
 
-The plain way keeps the logits of all positions, [B, T, V], or their log-softmax, and the gradients of both. `Policy`
+The plain way keeps the logits of all positions, (B, T, V), or their log-softmax, and the gradients of both. `Policy`
 runs the output head a chunk of positions at a time, and again in backward. Each way is measured in a process of its
 own, since the peak of a process never goes down.
 

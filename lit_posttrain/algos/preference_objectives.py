@@ -152,12 +152,12 @@ def orpo_loss(chosen_mean_logprob: Tensor, rejected_mean_logprob: Tensor, *, bet
     mean per token; that of the prompt is left out.
 
     Args:
-        chosen_mean_logprob: l_w, shape [B], nats per token.
-        rejected_mean_logprob: l_l, shape [B], nats per token.
+        chosen_mean_logprob: l_w, shape (B,), nats per token.
+        rejected_mean_logprob: l_l, shape (B,), nats per token.
         beta: weight of the second term; 0.1 in the paper.
 
     Returns:
-        Shape [B], nats.
+        Shape (B,), nats.
 
     Example:
         >>> orpo_loss(torch.tensor([-2.0]), torch.tensor([-1.5]), beta=0.1)

@@ -1,7 +1,7 @@
 """The maths of post-training: pure functions of tensors.
 
 Shapes: B sequences, G completions per prompt, P prompt length, C completion length, V vocabulary. Masks are bool, and
-True counts. Losses come back per token, [B, C], or per preference pair, [B]; `aggregate` alone reduces them.
+True counts. Losses come back per token, (B, C), or per preference pair, (B,); `aggregate` alone reduces them.
 """
 
 from lit_posttrain.functional.advantages import (

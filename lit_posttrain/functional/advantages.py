@@ -30,7 +30,8 @@ def group_advantages(
     standard deviation and has advantage 0, as has a reward that is alone in its group.
 
     Args:
-        rewards: shape [B], B = prompts x `group_size`, the completions of a prompt contiguous; integers become float32.
+        rewards: shape (B,), B = prompts x `group_size`, the completions of a prompt contiguous; integers become
+            float32.
         group_size: G, completions per prompt.
         baseline: what is subtracted.
         scale: "group" divides by the standard deviation of the group's rewards, "batch" by that of all rewards
@@ -38,10 +39,10 @@ def group_advantages(
         eps: added to the standard deviation, in units of reward.
 
     Returns:
-        Shape [B], detached. Exactly 0 for a group of equal rewards.
+        Shape (B,), detached. Exactly 0 for a group of equal rewards.
 
     Raises:
-        ValueError: if `group_size` is below 2 or does not divide B, `rewards` is not [B], `eps` is not positive, or
+        ValueError: if `group_size` is below 2 or does not divide B, `rewards` is not (B,), `eps` is not positive, or
             `baseline` or `scale` is unknown.
 
     Example:
@@ -53,7 +54,7 @@ def group_advantages(
     if group_size < 2:
         raise ValueError(f"`group_size` must be >= 2, got {group_size}: the completions of one prompt are compared.")
     if rewards.dim() != 1:
-        raise ValueError(f"`rewards` must have shape [B], got {tuple(rewards.shape)}: one number per completion.")
+        raise ValueError(f"`rewards` must have shape (B,), got {tuple(rewards.shape)}: one number per completion.")
     if len(rewards) % group_size != 0:
         raise ValueError(
             f"`group_size` must divide the number of rewards, got {group_size} and {len(rewards)}: "
@@ -66,7 +67,7 @@ def group_advantages(
     if not eps > 0:
         raise ValueError(f"`eps` must be > 0, got {eps}: equal rewards have a standard deviation of 0.")
     rewards = rewards.detach().to(torch.promote_types(rewards.dtype, torch.float32))
-    grouped = rewards.reshape(len(rewards) // group_size, group_size)  # [B / G, G]
+    grouped = rewards.reshape(len(rewards) // group_size, group_size)  # (B / G, G)
     scorable = grouped.isfinite()
     count = scorable.sum(dim=1, keepdim=True)
 
@@ -131,12 +132,12 @@ def reward_to_go(rewards: Tensor, mask: Tensor, *, discount: float = 1.0) -> Ten
     Masked tokens between others are stepped over: they earn nothing and no time passes at them.
 
     Args:
-        rewards: per token, shape [B, C].
-        mask: bool, shape [B, C].
+        rewards: per token, shape (B, C).
+        mask: bool, shape (B, C).
         discount: of the next token, in [0, 1].
 
     Returns:
-        Shape [B, C], 0 where `mask` is False.
+        Shape (B, C), 0 where `mask` is False.
 
     Raises:
         ValueError: if `mask` is not bool or has another shape than `rewards`.
@@ -158,7 +159,7 @@ def has_spread(rewards: Tensor, *, group_size: int) -> Tensor:
     """Which groups have something to compare: two rewards that differ.
 
     Args:
-        rewards: shape [B], the completions of a prompt contiguous; NaN = not scorable, which counts for nothing.
+        rewards: shape (B,), the completions of a prompt contiguous; NaN = not scorable, which counts for nothing.
         group_size: G.
 
     Returns:
@@ -180,13 +181,13 @@ def overlong_penalty(lengths: Tensor, *, max_length: int, buffer: int, factor: f
     DAPO's soft overlong punishment (arXiv:2503.14476, eq. 13). Differs from the paper: `factor` scales it.
 
     Args:
-        lengths: completion lengths in tokens, shape [B].
+        lengths: completion lengths in tokens, shape (B,).
         max_length: where the penalty reaches -`factor`, in tokens.
         buffer: over how many tokens it builds up.
         factor: the largest penalty, in units of reward.
 
     Returns:
-        Shape [B], in [-factor, 0].
+        Shape (B,), in [-factor, 0].
 
     Raises:
         ValueError: if `buffer` is not in 1..`max_length`, or `factor` is negative.
@@ -218,14 +219,14 @@ def gae(
     A policy and its critic may take a lambda of their own: call it twice.
 
     Args:
-        rewards: of each token, shape [B, C].
-        values: of the state *before* each token, shape [B, C].
-        mask: bool, shape [B, C].
+        rewards: of each token, shape (B, C).
+        values: of the state *before* each token, shape (B, C).
+        mask: bool, shape (B, C).
         gae_lambda: in [0, 1].
         discount: of the next token, in [0, 1].
 
     Returns:
-        Advantages and returns, both [B, C], detached, 0 where `mask` is False.
+        Advantages and returns, both (B, C), detached, 0 where `mask` is False.
 
     Raises:
         ValueError: if `gae_lambda` or `discount` is not in [0, 1], or the shapes do not match.

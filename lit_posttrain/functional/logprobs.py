@@ -50,12 +50,12 @@ def sequence_logprobs(logprobs: Tensor, mask: Tensor, *, average: bool = False) 
     The mean does not depend on length; it is what length-normalised preference losses compare.
 
     Args:
-        logprobs: per token, shape [B, C], nats.
-        mask: bool, shape [B, C]: the tokens of the completion, its EOS included.
+        logprobs: per token, shape (B, C), nats.
+        mask: bool, shape (B, C): the tokens of the completion, its EOS included.
         average: divide by the number of tokens.
 
     Returns:
-        Shape [B], nats; float64 for float64 log-probabilities, otherwise float32. 0 with a zero gradient for a row
+        Shape (B,), nats; float64 for float64 log-probabilities, otherwise float32. 0 with a zero gradient for a row
         without tokens.
 
     Raises:

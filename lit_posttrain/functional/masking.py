@@ -168,7 +168,7 @@ def normalizer(mask: Tensor, mode: Aggregation, *, max_length: int | None = None
     Contributions add up: sum them over the micro-batches and ranks of a step, then pass the total to `aggregate`.
 
     Args:
-        mask: bool, shape [B, C].
+        mask: bool, shape (B, C).
         mode: how tokens are weighted, one of `Aggregation`.
         max_length: the longest completion that sampling allows, in tokens; needed by "constant" only.
 
@@ -220,8 +220,8 @@ def aggregate(
     micro-batches have to be compensated by their number; that is the caller's part.
 
     Args:
-        loss: per-token losses, shape [B, C].
-        mask: bool, shape [B, C]. A row without a token contributes nothing.
+        loss: per-token losses, shape (B, C).
+        mask: bool, shape (B, C). A row without a token contributes nothing.
         mode: how tokens are weighted, one of `Aggregation`.
         normalizer: N of the whole optimiser step; None takes this batch's own (the function of that name).
         max_length: for "constant" without a `normalizer`: the longest completion that sampling allows, in tokens.

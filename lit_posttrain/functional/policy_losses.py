@@ -18,7 +18,7 @@ from lit_posttrain.functional.masking import check_mask
 
 
 class PolicyLoss(NamedTuple):
-    """Per-token loss and where it was clipped, both [B, C].
+    """Per-token loss and where it was clipped, both (B, C).
 
     Attributes:
         loss: not reduced.
@@ -45,14 +45,14 @@ def clipped_policy_loss(
     gradient beyond is 0. `clipped` does not include that second bound.
 
     Args:
-        log_ratio: shape [B, C], nats. Of the token, or of its sequence (`sequence_log_ratio`).
-        advantages: shape [B, C], or [B, 1] for one per sequence; detached here.
+        log_ratio: shape (B, C), nats. Of the token, or of its sequence (`sequence_log_ratio`).
+        advantages: shape (B, C), or (B, 1) for one per sequence; detached here.
         clip_low: how far the ratio may fall below 1; `math.inf` for no bound.
         clip_high: how far the ratio may rise above 1; `math.inf` for no bound.
         dual_clip: the largest ratio that counts where A < 0; None for no bound.
 
     Returns:
-        Loss and clip mask, both [B, C].
+        Loss and clip mask, both (B, C).
 
     Raises:
         ValueError: if a bound is negative, `dual_clip` is not above 1, or the shapes do not match.
@@ -85,12 +85,12 @@ def sequence_log_ratio(log_ratio: Tensor, mask: Tensor, *, reduction: Literal["m
     the mean over sequences, value and gradient; other modes weigh sequences by length.
 
     Args:
-        log_ratio: per token, shape [B, C], nats.
-        mask: bool, shape [B, C].
+        log_ratio: per token, shape (B, C), nats.
+        mask: bool, shape (B, C).
         reduction: over the tokens of a sequence.
 
     Returns:
-        Shape [B, C], nats, the same number along a row; 0 for a row without tokens.
+        Shape (B, C), nats, the same number along a row; 0 for a row without tokens.
 
     Raises:
         ValueError: if `reduction` is unknown, or `mask` is not bool or has another shape than `log_ratio`.
@@ -117,14 +117,14 @@ def cispo_loss(
     lower bound, which is `clip_low=1` here. Only the gradient has a meaning; the value is no surrogate objective.
 
     Args:
-        logprobs: shape [B, C], nats.
-        log_ratio: shape [B, C], nats; of the token, or of its sequence (`sequence_log_ratio`); detached here.
-        advantages: shape [B, C], or [B, 1] for one per sequence; detached here.
+        logprobs: shape (B, C), nats.
+        log_ratio: shape (B, C), nats; of the token, or of its sequence (`sequence_log_ratio`); detached here.
+        advantages: shape (B, C), or (B, 1) for one per sequence; detached here.
         clip_low: how far the weight may fall below 1; 1 or more for no bound.
         clip_high: how far the weight may rise above 1; `math.inf` for no bound.
 
     Returns:
-        Loss and where the ratio is outside its bounds, both [B, C].
+        Loss and where the ratio is outside its bounds, both (B, C).
 
     Raises:
         ValueError: if a bound is negative, or the shapes do not match.
@@ -174,5 +174,5 @@ def _check(tokens: Tensor, advantages: Tensor, clip_low: float, clip_high: float
     if advantages.shape not in (tokens.shape, (*tokens.shape[:-1], 1)):
         raise ValueError(
             f"`advantages` must have shape {tuple(tokens.shape)} or {(*tokens.shape[:-1], 1)}, "
-            f"got {tuple(advantages.shape)}: broadcasting [B] over tokens would mix up the sequences; unsqueeze it."
+            f"got {tuple(advantages.shape)}: broadcasting (B,) over tokens would mix up the sequences; unsqueeze it."
         )

@@ -13,20 +13,20 @@ def as_pair(chosen: Tensor, rejected: Tensor, *, chosen_name: str, rejected_name
     """Both sides of the pairs, in float32 at least.
 
     Args:
-        chosen: shape [B].
-        rejected: shape [B].
+        chosen: shape (B,).
+        rejected: shape (B,).
         chosen_name: of the argument, for the error.
         rejected_name: of the argument, for the error.
 
     Returns:
-        Both, shape [B]; float64 stays, everything else becomes float32.
+        Both, shape (B,); float64 stays, everything else becomes float32.
 
     Raises:
-        ValueError: if the shapes are not one [B].
+        ValueError: if the shapes are not one (B,).
     """
     if chosen.dim() != 1 or chosen.shape != rejected.shape:
         raise ValueError(
-            f"`{chosen_name}` and `{rejected_name}` must have one shape [B], got {tuple(chosen.shape)} and "
+            f"`{chosen_name}` and `{rejected_name}` must have one shape (B,), got {tuple(chosen.shape)} and "
             f"{tuple(rejected.shape)}: one number per completion, row i of both being a pair; broadcasting would "
             "compare completions of different prompts."
         )
@@ -84,17 +84,17 @@ def dpo_loss(
     length-normalised DPO of Tülu 3 (arXiv:2411.15124), with a `beta` near 5.
 
     Args:
-        chosen_log_ratio: h_w, shape [B], nats.
-        rejected_log_ratio: h_l, shape [B], nats.
+        chosen_log_ratio: h_w, shape (B,), nats.
+        rejected_log_ratio: h_l, shape (B,), nats.
         beta: reward per nat.
         label_smoothing: the share of pairs whose label is taken to be wrong, in [0, 0.5).
 
     Returns:
-        Shape [B], nats; log 2 where policy and reference agree. Float64 for float64 log-ratios, otherwise float32.
+        Shape (B,), nats; log 2 where policy and reference agree. Float64 for float64 log-ratios, otherwise float32.
 
     Raises:
         ValueError: if `beta` is not positive and finite, `label_smoothing` is not in [0, 0.5), or the shapes are not
-            one [B].
+            one (B,).
 
     Example:
         >>> h_w, h_l = torch.tensor([0.0, 1.0]), torch.tensor([0.0, -0.5])
@@ -115,17 +115,17 @@ def robust_dpo_loss(
     the DPO loss of the right labels. Unlike `dpo_loss` with smoothing it has no lower bound.
 
     Args:
-        chosen_log_ratio: h_w, shape [B], nats.
-        rejected_log_ratio: h_l, shape [B], nats.
+        chosen_log_ratio: h_w, shape (B,), nats.
+        rejected_log_ratio: h_l, shape (B,), nats.
         beta: reward per nat.
         label_smoothing: e, the share of pairs whose label is wrong, in [0, 0.5); 0 is DPO.
 
     Returns:
-        Shape [B], nats; log 2 where policy and reference agree. Float64 for float64 log-ratios, otherwise float32.
+        Shape (B,), nats; log 2 where policy and reference agree. Float64 for float64 log-ratios, otherwise float32.
 
     Raises:
         ValueError: if `beta` is not positive and finite, `label_smoothing` is not in [0, 0.5), or the shapes are not
-            one [B].
+            one (B,).
 
     Example:
         >>> robust_dpo_loss(torch.tensor([1.0]), torch.tensor([-0.5]), beta=0.1, label_smoothing=0.1)
@@ -145,16 +145,16 @@ def hinge_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: fl
     its regularisation term.
 
     Args:
-        chosen_log_ratio: h_w, shape [B], nats.
-        rejected_log_ratio: h_l, shape [B], nats.
+        chosen_log_ratio: h_w, shape (B,), nats.
+        rejected_log_ratio: h_l, shape (B,), nats.
         beta: reward per nat.
 
     Returns:
-        Shape [B]; 1 where policy and reference agree, 0 without gradient from D = 1 / beta on. Float64 for float64
+        Shape (B,); 1 where policy and reference agree, 0 without gradient from D = 1 / beta on. Float64 for float64
         log-ratios, otherwise float32.
 
     Raises:
-        ValueError: if `beta` is not positive and finite, or the shapes are not one [B].
+        ValueError: if `beta` is not positive and finite, or the shapes are not one (B,).
 
     Example:
         >>> hinge_loss(torch.tensor([1.0, 9.0]), torch.tensor([-0.5, -2.0]), beta=0.1)
@@ -171,16 +171,16 @@ def ipo_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: floa
     equation sums over tokens; the common implementations pass means per token, at the authors' advice.
 
     Args:
-        chosen_log_ratio: h_w, shape [B], nats.
-        rejected_log_ratio: h_l, shape [B], nats.
+        chosen_log_ratio: h_w, shape (B,), nats.
+        rejected_log_ratio: h_l, shape (B,), nats.
         beta: strength of the regularisation; 1 / (2 beta) is the lead in nats.
 
     Returns:
-        Shape [B], nats squared; 1 / (2 beta)^2 where policy and reference agree. Float64 for float64 log-ratios,
+        Shape (B,), nats squared; 1 / (2 beta)^2 where policy and reference agree. Float64 for float64 log-ratios,
         otherwise float32.
 
     Raises:
-        ValueError: if `beta` is not positive and finite, or the shapes are not one [B].
+        ValueError: if `beta` is not positive and finite, or the shapes are not one (B,).
 
     Example:
         >>> ipo_loss(torch.tensor([1.0, 0.2]), torch.tensor([-0.5, -0.0625]), beta=0.1)
@@ -206,15 +206,15 @@ def apo_zero_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta:
     from the paper: 1 is added, so that the loss is never negative.
 
     Args:
-        chosen_log_ratio: h_w, shape [B], nats.
-        rejected_log_ratio: h_l, shape [B], nats.
+        chosen_log_ratio: h_w, shape (B,), nats.
+        rejected_log_ratio: h_l, shape (B,), nats.
         beta: reward per nat.
 
     Returns:
-        Shape [B], in (0, 2); 1 where policy and reference agree. Float64 for float64 log-ratios, otherwise float32.
+        Shape (B,), in (0, 2); 1 where policy and reference agree. Float64 for float64 log-ratios, otherwise float32.
 
     Raises:
-        ValueError: if `beta` is not positive and finite, or the shapes are not one [B].
+        ValueError: if `beta` is not positive and finite, or the shapes are not one (B,).
 
     Example:
         >>> apo_zero_loss(torch.tensor([1.0]), torch.tensor([-0.5]), beta=0.1)
@@ -231,15 +231,15 @@ def apo_down_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta:
     from the paper: 1 is added, so that the loss is never negative.
 
     Args:
-        chosen_log_ratio: h_w, shape [B], nats.
-        rejected_log_ratio: h_l, shape [B], nats.
+        chosen_log_ratio: h_w, shape (B,), nats.
+        rejected_log_ratio: h_l, shape (B,), nats.
         beta: reward per nat.
 
     Returns:
-        Shape [B], in (0, 2); 1 where policy and reference agree. Float64 for float64 log-ratios, otherwise float32.
+        Shape (B,), in (0, 2); 1 where policy and reference agree. Float64 for float64 log-ratios, otherwise float32.
 
     Raises:
-        ValueError: if `beta` is not positive and finite, or the shapes are not one [B].
+        ValueError: if `beta` is not positive and finite, or the shapes are not one (B,).
 
     Example:
         >>> apo_down_loss(torch.tensor([1.0]), torch.tensor([-0.5]), beta=0.1)
@@ -256,15 +256,15 @@ def nca_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: floa
     noise that is either of the two, which raises its likelihood until beta h_w = log 2.
 
     Args:
-        chosen_log_ratio: h_w, shape [B], nats.
-        rejected_log_ratio: h_l, shape [B], nats.
+        chosen_log_ratio: h_w, shape (B,), nats.
+        rejected_log_ratio: h_l, shape (B,), nats.
         beta: reward per nat.
 
     Returns:
-        Shape [B], nats; 2 log 2 where policy and reference agree. Float64 for float64 log-ratios, otherwise float32.
+        Shape (B,), nats; 2 log 2 where policy and reference agree. Float64 for float64 log-ratios, otherwise float32.
 
     Raises:
-        ValueError: if `beta` is not positive and finite, or the shapes are not one [B].
+        ValueError: if `beta` is not positive and finite, or the shapes are not one (B,).
 
     Example:
         >>> nca_loss(torch.tensor([1.0]), torch.tensor([-0.5]), beta=0.1)
@@ -282,16 +282,16 @@ def sppo_loss(chosen_log_ratio: Tensor, rejected_log_ratio: Tensor, *, beta: flo
     last round.
 
     Args:
-        chosen_log_ratio: h_w, shape [B], nats.
-        rejected_log_ratio: h_l, shape [B], nats.
+        chosen_log_ratio: h_w, shape (B,), nats.
+        rejected_log_ratio: h_l, shape (B,), nats.
         beta: 1 / (2 beta) is the goal in nats.
 
     Returns:
-        Shape [B], nats squared; 1 / (2 beta^2) where policy and reference agree. Float64 for float64 log-ratios,
+        Shape (B,), nats squared; 1 / (2 beta^2) where policy and reference agree. Float64 for float64 log-ratios,
         otherwise float32.
 
     Raises:
-        ValueError: if `beta` is not positive and finite, or the shapes are not one [B].
+        ValueError: if `beta` is not positive and finite, or the shapes are not one (B,).
 
     Example:
         >>> sppo_loss(torch.tensor([1.0]), torch.tensor([-0.5]), beta=0.1)
@@ -320,8 +320,8 @@ def kto_loss(
     whole optimiser step, or the loss depends on how the step is cut into micro-batches.
 
     Args:
-        log_ratio: h, shape [B], nats.
-        desirable: bool, shape [B].
+        log_ratio: h, shape (B,), nats.
+        desirable: bool, shape (B,).
         kl: mean log-ratio of mismatched completions, shape (), nats; detached and clamped at 0 here.
         beta: reward per nat.
         desirable_weight: w_d. With few desirable completions choose it so that w_d times their number is about w_u
@@ -329,12 +329,12 @@ def kto_loss(
         undesirable_weight: w_u.
 
     Returns:
-        Shape [B], in (0, weight); weight / 2 where policy and reference agree. Float64 for float64 log-ratios,
+        Shape (B,), in (0, weight); weight / 2 where policy and reference agree. Float64 for float64 log-ratios,
         otherwise float32.
 
     Raises:
         ValueError: if `beta` is not positive and finite, a weight is negative, `desirable` is not bool, `log_ratio`
-            and `desirable` have not one shape [B], or `kl` is not a scalar.
+            and `desirable` have not one shape (B,), or `kl` is not a scalar.
 
     Example:
         >>> desirable = torch.tensor([True, False])
@@ -346,7 +346,7 @@ def kto_loss(
         check_not_negative(name, weight, "below 0 the loss would teach the opposite; 0 leaves that side out.")
     if desirable.dtype != torch.bool or desirable.dim() != 1 or desirable.shape != log_ratio.shape:
         raise ValueError(
-            f"`desirable` must be bool and of shape [B] as `log_ratio`, got {desirable.dtype} "
+            f"`desirable` must be bool and of shape (B,) as `log_ratio`, got {desirable.dtype} "
             f"{tuple(desirable.shape)} for {tuple(log_ratio.shape)}: one label per completion."
         )
     if kl.dim() != 0:
@@ -377,17 +377,17 @@ def simpo_loss(chosen_mean_logprob: Tensor, rejected_mean_logprob: Tensor, *, be
     SimPO (arXiv:2405.14734, eq. 6).
 
     Args:
-        chosen_mean_logprob: l_w, shape [B], nats per token.
-        rejected_mean_logprob: l_l, shape [B], nats per token.
+        chosen_mean_logprob: l_w, shape (B,), nats per token.
+        rejected_mean_logprob: l_l, shape (B,), nats per token.
         beta: reward per nat; 2 to 10 in the paper.
         margin: gamma, by how much the reward of the chosen one should lead; not its ratio to `beta`, which some
             implementations ask for.
 
     Returns:
-        Shape [B], nats; float64 for float64 log-probabilities, otherwise float32.
+        Shape (B,), nats; float64 for float64 log-probabilities, otherwise float32.
 
     Raises:
-        ValueError: if `beta` is not positive and finite, `margin` is negative, or the shapes are not one [B].
+        ValueError: if `beta` is not positive and finite, `margin` is negative, or the shapes are not one (B,).
 
     Example:
         >>> simpo_loss(torch.tensor([-2.0]), torch.tensor([-1.5]), beta=2.5, margin=1.375)
@@ -407,14 +407,14 @@ def odds_ratio_loss(chosen_mean_logprob: Tensor, rejected_mean_logprob: Tensor) 
     at -e^-20, with gradient 0 beyond), since those of a completion that is certain are infinite.
 
     Args:
-        chosen_mean_logprob: log p_w, shape [B], nats per token.
-        rejected_mean_logprob: log p_l, shape [B], nats per token.
+        chosen_mean_logprob: log p_w, shape (B,), nats per token.
+        rejected_mean_logprob: log p_l, shape (B,), nats per token.
 
     Returns:
-        Shape [B], nats; log 2 where both are equally likely. Float64 for float64 log-probabilities, otherwise float32.
+        Shape (B,), nats; log 2 where both are equally likely. Float64 for float64 log-probabilities, otherwise float32.
 
     Raises:
-        ValueError: if the shapes are not one [B].
+        ValueError: if the shapes are not one (B,).
 
     Example:
         >>> odds_ratio_loss(torch.tensor([-2.0]), torch.tensor([-1.5]))

@@ -10,14 +10,14 @@ def pair_accuracy(chosen_scores: Tensor, rejected_scores: Tensor) -> Tensor:
     """Share of pairs whose chosen one has the higher score; a tie counts one half.
 
     Args:
-        chosen_scores: shape [B].
-        rejected_scores: shape [B], of the same prompts.
+        chosen_scores: shape (B,).
+        rejected_scores: shape (B,), of the same prompts.
 
     Returns:
         Shape [].
 
     Raises:
-        ValueError: if the shapes are not one [B].
+        ValueError: if the shapes are not one (B,).
 
     Example:
         >>> pair_accuracy(torch.tensor([2.0, 1.0, 0.0, 3.0]), torch.tensor([1.0, 1.0, 1.0, 0.0]))
@@ -36,15 +36,15 @@ def calibration_error(chosen_scores: Tensor, rejected_scores: Tensor, *, num_bin
     each the mean certainty is compared with the accuracy (the expected calibration error of arXiv:1706.04599).
 
     Args:
-        chosen_scores: shape [B].
-        rejected_scores: shape [B], of the same prompts.
+        chosen_scores: shape (B,).
+        rejected_scores: shape (B,), of the same prompts.
         num_bins: between 1/2 and 1.
 
     Returns:
         Shape [], from 0 to 1.
 
     Raises:
-        ValueError: if the shapes are not one [B], or there is no bin.
+        ValueError: if the shapes are not one (B,), or there is no bin.
 
     Example:
         >>> ahead = torch.tensor([3.0, 1.0, 1.0, 1.0]).log()  # certain to 3/4, and to 1/2
@@ -68,8 +68,8 @@ def correlation(x: Tensor, y: Tensor) -> Tensor:
     """Pearson's coefficient; NaN where one of the two does not vary.
 
     Args:
-        x: shape [B].
-        y: shape [B].
+        x: shape (B,).
+        y: shape (B,).
 
     Returns:
         Shape [], from -1 to 1.

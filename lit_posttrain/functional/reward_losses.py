@@ -17,17 +17,17 @@ def bradley_terry_loss(
     centering * (chosen + rejected)^2, which draws their mean to 0 (arXiv:2312.09244).
 
     Args:
-        chosen_scores: shape [B].
-        rejected_scores: shape [B], of the same prompts.
-        margin: by how much the chosen one should lead, in units of score; shape [B], or one number for all. Llama 2
+        chosen_scores: shape (B,).
+        rejected_scores: shape (B,), of the same prompts.
+        margin: by how much the chosen one should lead, in units of score; shape (B,), or one number for all. Llama 2
             has 1, 2/3, 1/3 and 0 for "significantly better" down to "negligibly better".
         centering: weight of the second term, 0.01 in the paper; 0 for none.
 
     Returns:
-        Shape [B], nats; float64 for float64 scores, otherwise float32.
+        Shape (B,), nats; float64 for float64 scores, otherwise float32.
 
     Raises:
-        ValueError: if the shapes are not one [B], or `centering` or a number as `margin` is negative.
+        ValueError: if the shapes are not one (B,), or `centering` or a number as `margin` is negative.
 
     Example:
         >>> chosen, rejected = torch.tensor([1.2, 1.2]), torch.tensor([0.4, 0.4])

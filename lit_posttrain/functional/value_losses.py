@@ -10,7 +10,7 @@ from lit_posttrain.functional.masking import check_mask
 
 
 class ValueLoss(NamedTuple):
-    """Per-token loss and where it was clipped, both [B, C].
+    """Per-token loss and where it was clipped, both (B, C).
 
     Attributes:
         loss: not reduced.
@@ -28,13 +28,13 @@ def clipped_value_loss(values: Tensor, returns: Tensor, old_values: Tensor, *, c
     (arXiv:1909.08593): a value that has moved further than `clip` in the right direction has no gradient.
 
     Args:
-        values: shape [B, C].
-        returns: what they should be, shape [B, C]; detached here.
-        old_values: those of the rollout, shape [B, C]; detached here.
+        values: shape (B, C).
+        returns: what they should be, shape (B, C); detached here.
+        old_values: those of the rollout, shape (B, C); detached here.
         clip: in units of value; None = the plain squared error.
 
     Returns:
-        Loss and clip mask, both [B, C].
+        Loss and clip mask, both (B, C).
 
     Raises:
         ValueError: if `clip` is not positive, or the shapes differ.
@@ -74,9 +74,9 @@ def explained_variance(
     1 is a perfect critic, 0 one that is no better than a constant, negative one that is worse.
 
     Args:
-        values: shape [B, C].
-        returns: shape [B, C].
-        mask: bool, shape [B, C].
+        values: shape (B, C).
+        returns: shape (B, C).
+        mask: bool, shape (B, C).
         punish_bias: 1 - mean((R - V)^2) / Var(R) instead, for which a constant offset of the values is an error too.
         sum_over_ranks: adds a tensor up over processes; None = there is one.
 

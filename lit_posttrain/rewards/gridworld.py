@@ -23,9 +23,9 @@ def path_reward(
     """Reward a path that ends at the goal by 0.7 + 0.3 shortest / moves: 1 for a shortest one; 0 for anything else.
 
     Args:
-        prompts: [B] texts or chat messages that hold a grid.
-        completions: [B] texts or chat messages.
-        truncated: [B], True where the completion was cut off.
+        prompts: (B,) texts or chat messages that hold a grid.
+        completions: (B,) texts or chat messages.
+        truncated: (B,), True where the completion was cut off.
         **columns: not used.
 
     Raises:
@@ -56,10 +56,10 @@ def step_rewards(
     the sum of all this stands at the last token.
 
     Args:
-        prompts: [B] texts or chat messages that hold a grid.
-        completions: [B] texts or chat messages.
-        truncated: [B], True where the completion was cut off, and has no EOS.
-        completion_ids: [B], the tokens of each completion, its EOS included.
+        prompts: (B,) texts or chat messages that hold a grid.
+        completions: (B,) texts or chat messages.
+        truncated: (B,), True where the completion was cut off, and has no EOS.
+        completion_ids: (B,), the tokens of each completion, its EOS included.
         **columns: not used.
 
     Raises:

@@ -27,9 +27,9 @@ def exact_match(
     stop, a per cent sign or words after the number are passed over.
 
     Args:
-        prompts: [B], not used.
-        completions: [B] texts or chat messages.
-        answer: [B] reference answers that end in `#### number`.
+        prompts: (B,), not used.
+        completions: (B,) texts or chat messages.
+        answer: (B,) reference answers that end in `#### number`.
         **columns: not used.
 
     Raises:

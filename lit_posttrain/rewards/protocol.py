@@ -20,7 +20,7 @@ class Scores(NamedTuple):
     """What reward functions say of B completions.
 
     Attributes:
-        values: of each function, [B, F], fp32 on the CPU; NaN where it returned None.
+        values: of each function, (B, F), fp32 on the CPU; NaN where it returned None.
         token_rewards: the part of each completion's reward that was given token by token: the weighted sum over the
             functions that did so, as many numbers as it has tokens; empty where none did.
     """
@@ -79,7 +79,7 @@ class RewardFunctions:
             columns: B entries by name of the column.
 
         Returns:
-            Scores, [B, F], fp32 on the CPU; NaN where a function returned None.
+            Scores, (B, F), fp32 on the CPU; NaN where a function returned None.
 
         Raises:
             ValueError: if the lists differ in length, a column takes the name of an argument, a function requires a
@@ -131,21 +131,21 @@ class RewardFunctions:
         """Add up the weighted scores of the functions that could score, without rescaling for those that could not.
 
         Args:
-            scores: [B, F], NaN where a function could not score.
+            scores: (B, F), NaN where a function could not score.
 
         Returns:
-            Rewards, [B]; NaN where no function of non-zero weight scored.
+            Rewards, (B,); NaN where no function of non-zero weight scored.
 
         Raises:
             ValueError: if `scores` has not one column per function.
         """
         if scores.dim() != 2 or scores.shape[1] != len(self.functions):
             raise ValueError(
-                f"`scores` must have the shape [B, {len(self.functions)}], got {list(scores.shape)}: "
+                f"`scores` must have the shape (B, {len(self.functions)}), got {tuple(scores.shape)}: "
                 f"one column for each of {self.names}."
             )
         weights = torch.tensor(self.weights, dtype=scores.dtype, device=scores.device)
-        counts = ~scores.isnan() & (weights != 0)  # [B, F]
+        counts = ~scores.isnan() & (weights != 0)  # (B, F)
         weighted = torch.where(counts, scores * weights, 0.0)
         return weighted.sum(dim=1).masked_fill(~counts.any(dim=1), math.nan)
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -67,6 +67,7 @@ class RolloutAlgorithm(Protocol):
         """Tell which tokens have a gradient, (B, C) bool."""
 
 
+@dataclass(frozen=True)
 class RolloutCollector:
     """Completes the prompts of a batch, scores the completions, and plans the optimiser steps that are made of them.
 
@@ -78,20 +79,11 @@ class RolloutCollector:
         rollouts: the options of rollouts, their number of epochs known.
     """
 
-    def __init__(
-        self,
-        algorithm: RolloutAlgorithm,
-        rewards: RewardFunctions,
-        *,
-        engine: LocalEngine,
-        ranks: Ranks,
-        rollouts: Rollouts,
-    ) -> None:
-        self._algorithm = algorithm
-        self._rewards = rewards
-        self._engine = engine
-        self._ranks = ranks
-        self._rollouts = rollouts
+    algorithm: RolloutAlgorithm
+    rewards: RewardFunctions
+    engine: LocalEngine
+    ranks: Ranks
+    rollouts: Rollouts
 
     def collect(
         self,
@@ -116,7 +108,7 @@ class RolloutCollector:
         Raises:
             NonFiniteError: if what the rewards are compared by is not finite.
         """
-        algorithm = self._algorithm
+        algorithm = self.algorithm
         with unsharded(algorithm.main_network):  # for processes without prompts, too
             scored = self._sample(rows, index, batch=0)
             groups, numbers = torch.arange(len(rows)), scored.prompt_index
@@ -130,7 +122,7 @@ class RolloutCollector:
         shaping = algorithm.reward_shaping(rollout)[:count]
         rewards = rollout.rewards[:count] + shaping
         of_sequences = rewards.new_zeros(len(rollout))
-        alone = self._ranks.place == (0, 1)
+        alone = self.ranks.place == (0, 1)
         of_sequences[:count] = algorithm.advantages(rewards) if alone else self._compare(rewards, numbers)
         advantages = algorithm.token_advantages(of_sequences, rollout)
         rollout.advantages = advantages.masked_fill(rollout.rewards.isnan()[:, None], 0)  # nobody knows how good it was
@@ -168,7 +160,7 @@ class RolloutCollector:
             index=index,
             step=step,
             scored=scored,
-            reward_names=self._rewards.names,
+            reward_names=self.rewards.names,
             metric_names=[] if metrics is None else metrics.names,
             metric_scores=metric_scores,
             shaping=given_shaping,
@@ -185,39 +177,39 @@ class RolloutCollector:
             All that was sampled, the groups of it that are learnt from, (n,), and their numbers over all ranks, (n,).
         """
         parts = [scored]
-        wanted = int(self._ranks.sum(torch.tensor(len(scored.prompt_index))))
-        for batch in range(1, self._algorithm.max_resample_batches + 1):
+        wanted = int(self.ranks.sum(torch.tensor(len(scored.prompt_index))))
+        for batch in range(1, self.algorithm.max_resample_batches + 1):
             found = sum(int(part.spread.sum()) for part in parts)
-            if int(self._ranks.sum(torch.tensor(found))) >= wanted:
+            if int(self.ranks.sum(torch.tensor(found))) >= wanted:
                 break
             parts.append(self._sample(more_rows(), index, batch=batch))
-        scored = ScoredCompletions.join(parts, pad_id=pad_token_id(self._algorithm.source.tokenizer))
-        return scored, *first_with_spread(scored, count=wanted, gather=self._ranks.gather)
+        scored = ScoredCompletions.join(parts, pad_id=pad_token_id(self.algorithm.source.tokenizer))
+        return scored, *first_with_spread(scored, count=wanted, gather=self.ranks.gather)
 
     def _sample(self, rows: list[PromptRow], index: int, *, batch: int) -> ScoredCompletions:
         """Complete and score the prompts of a batch, the `batch`-th of the rollout."""
-        algorithm, (own, ranks) = self._algorithm, self._ranks.place
+        algorithm, (own, ranks) = self.algorithm, self.ranks.place
         places = torch.arange(len(rows)) * ranks + own  # in the batch over all ranks
         prompt_index = places + (batch << PLACE_BITS)
         completions = None
         if rows:
-            completions = self._engine.complete(
+            completions = self.engine.complete(
                 rows,
                 sampling=algorithm.sampling,
                 num_samples=algorithm.group_size,
                 prompt_keys=prompt_index + (index << 32),
-                seed=self._rollouts.seed,
-                batch_size=self._rollouts.batch_size,
+                seed=self.rollouts.seed,
+                batch_size=self.rollouts.batch_size,
             )
         started = time.perf_counter()
-        scores = Scores(torch.zeros(0, len(self._rewards.names)), [])
+        scores = Scores(torch.zeros(0, len(self.rewards.names)), [])
         if completions is not None:
-            scores = completions.scores(self._rewards)
+            scores = completions.scores(self.rewards)
         return ScoredCompletions(
             prompt_index=prompt_index,
             completions=completions,
             scores=scores.values,
-            rewards=self._rewards.total(scores.values),
+            rewards=self.rewards.total(scores.values),
             token_rewards=scores.token_rewards,
             group_size=algorithm.group_size,
             score_s=time.perf_counter() - started,
@@ -225,7 +217,7 @@ class RolloutCollector:
 
     def _as_rollout(self, scored: ScoredCompletions, learnt: Tensor) -> Rollout:
         """Put the given completions together, their advantages still 0; a masked row where there are none."""
-        algorithm = self._algorithm
+        algorithm = self.algorithm
         if scored.completions is None or len(learnt) == 0:
             return Rollout.masked_row(pad_token_id(algorithm.source.tokenizer)).to(algorithm.device)
         tokens, truncated = scored.completions.tokens, scored.completions.truncated
@@ -245,8 +237,8 @@ class RolloutCollector:
 
     def _compare(self, rewards: Tensor, numbers: Tensor) -> Tensor:
         """Compare this rank's rewards, (B,), with those of all ranks; `numbers` of its groups, (N,)."""
-        algorithm = self._algorithm
-        ranks = self._ranks.gather((numbers, rewards.cpu()))
+        algorithm = self.algorithm
+        ranks = self.ranks.gather((numbers, rewards.cpu()))
         num_groups = 1 + max((int(groups.max()) for groups, _ in ranks if len(groups)), default=-1)
         # in the order of the prompts, so that sums over all of them are those of one process to the last bit; where a
         # rank has fewer prompts than others there are gaps, and NaN counts for nothing
@@ -257,12 +249,12 @@ class RolloutCollector:
         return advantages[numbers.to(advantages.device)].flatten()
 
     def _plan(self, rollout: Rollout, sequence_ids: Tensor, index: int, micro_batches: int) -> PlannedRollout:
-        algorithm, options = self._algorithm, self._rollouts
+        algorithm, options = self.algorithm, self.rollouts
         highest = sequence_ids.max() if len(sequence_ids) else torch.tensor(-1)
         steps = plan_steps(
             rollout.lengths.cpu(),
             sequence_ids,
-            num_sequences=int(self._ranks.max(highest)) + 1,
+            num_sequences=int(self.ranks.max(highest)) + 1,
             num_epochs=options.num_epochs or 1,
             num_minibatches=options.num_minibatches,
             num_micro_batches=micro_batches,
@@ -278,7 +270,7 @@ class RolloutCollector:
                 )
                 counts[number, 1] = learning[rows].sum()
                 counts[number, 2] = (mask[rows] & ~rollout.advantages[rows].isfinite()).sum()
-        counts = self._ranks.sum(counts).cpu()
+        counts = self.ranks.sum(counts).cpu()
         if counts[:, 2].any():
             raise NonFiniteError(_not_finite(rollout))
         pad_id = pad_token_id(algorithm.source.tokenizer)

@@ -85,7 +85,7 @@ def pack_rows(model: PreTrainedModel, batch: TokenBatch, pack_ids: Tensor) -> Mo
         O O I I I R R O          I I I R R J J R R R
         O O O J J R R R    ->    0 1 2 3 4 0 1 2 3 4   positions
 
-    The attention mask is given as the model uses it, [S, 1, W, W]: a token sees the tokens of its own row up to itself.
+    The attention mask is given as the model uses it, (S, 1, W, W): a token sees the tokens of its own row up to itself.
     Whatever else `transformers` takes for a sign of packed rows (positions that begin anew, no mask, no cache) depends
     on the model. What is behind the last row of a sequence sees itself alone.
 

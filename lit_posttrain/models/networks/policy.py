@@ -1,4 +1,4 @@
-"""A causal language model as a policy: log-probs of given completions without the [B, T, V] logits."""
+"""A causal language model as a policy: log-probs of given completions without the (B, T, V) logits."""
 
 import warnings
 from collections.abc import Iterator

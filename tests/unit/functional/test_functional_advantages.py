@@ -133,7 +133,7 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 
 def test_rewards_per_token_are_refused():
-    with pytest.raises(ValueError, match=r"`rewards` must have shape \[B\], got \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"`rewards` must have shape \(B,\), got \(2, 2\)"):
         group_advantages(torch.zeros(2, 2), group_size=2)
 
 

@@ -49,7 +49,7 @@ CASES = {
 }
 OF_THE_DIFFERENCE = ("dpo", "cdpo", "robust", "hinge", "ipo")
 
-# All losses of a pair as functions of two tensors [B], those of mean log-probabilities and scores too.
+# All losses of a pair as functions of two tensors (B,), those of mean log-probabilities and scores too.
 PAIRED = {
     **{name: partial(case.function, beta=BETA) for name, case in CASES.items()},
     "dpo_of_means": partial(dpo_loss, beta=5.0),
@@ -373,7 +373,7 @@ WRONG_SHAPES = [((2,), (3,)), ((2, 1), (2, 1)), ((2,), (2, 1)), ((), ())]
 @pytest.mark.parametrize(("chosen", "rejected"), WRONG_SHAPES)
 @pytest.mark.parametrize("name", [name for name in PAIRED if name != "kto"])
 def test_shapes_that_would_mix_up_the_pairs_are_refused(name, chosen, rejected):
-    with pytest.raises(ValueError, match=r"`chosen_.*` and `rejected_.*` must have one shape \[B\], got \("):
+    with pytest.raises(ValueError, match=r"`chosen_.*` and `rejected_.*` must have one shape \(B,\), got \("):
         PAIRED[name](torch.zeros(chosen), torch.zeros(rejected))
 
 
@@ -405,11 +405,11 @@ def test_wrong_simpo_margins_are_refused(margin):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"desirable": torch.ones(2)}, r"`desirable` must be bool and of shape \[B\].* got torch.float32"),
+        ({"desirable": torch.ones(2)}, r"`desirable` must be bool and of shape \(B,\).* got torch.float32"),
         ({"desirable": torch.ones(1, dtype=torch.bool)}, r"`desirable` must be bool.*\(1,\) for \(2,\)"),
         (
             {"desirable": torch.ones(2, 1, dtype=torch.bool), "log_ratio": torch.zeros(2, 1)},
-            r"`desirable` must be bool and of shape \[B\]",
+            r"`desirable` must be bool and of shape \(B,\)",
         ),
         ({"kl": torch.zeros(2)}, r"`kl` must have shape \(\), got \(2,\)"),
         ({"desirable_weight": -1.0}, r"`desirable_weight` must be >= 0 and finite, got -1.0"),

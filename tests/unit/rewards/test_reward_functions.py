@@ -254,7 +254,7 @@ def test_function_of_weight_zero_is_reported_but_does_not_count() -> None:
 
 
 def test_total_refuses_scores_of_other_functions() -> None:
-    with pytest.raises(ValueError, match=r"shape \[B, 1\], got \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"shape \(B, 1\), got \(2, 3\)"):
         RewardFunctions(length).total(torch.zeros(2, 3))
 
 
