@@ -201,6 +201,6 @@ def test_what_does_not_work_is_refused_and_told_why(sharded):
     for rank in range(2):
         said = json.loads((sharded / f"refusals-{rank}.json").read_text())
         assert "LoRA does not go with sharded weights" in said["lora"]
-        assert "`trainer=ddp`" in said["lora"]
+        assert "use DDP" in said["lora"]
         assert "`tensor_parallel_size=2`" in said["split"]
         assert "data_parallel_size=N, tensor_parallel_size=1" in said["split"]

@@ -1,6 +1,7 @@
 """What has to hold for every family of models: its log-probs, scores, exports and samples are those of transformers."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from transformers import (
 )
 
 from lit_posttrain import SFT, BuiltModel
-from lit_posttrain.batching import SupervisedBatch
 from lit_posttrain.models import RewardNetwork
 from lit_posttrain.models.networks.policy import Policy
 from lit_posttrain.models.tokenizers import with_own_pad_token
@@ -58,7 +58,7 @@ def test_packed_rows_are_those_by_themselves(make):
     with torch.no_grad():
         want = policy(padded(prompts, completions)).logprobs
         rows = padded(prompts, completions, left=2)
-        got = policy(SupervisedBatch(**vars(rows), pack_ids=torch.tensor([0, 0]))).logprobs
+        got = policy(replace(rows, pack_ids=torch.tensor([0, 0]))).logprobs
     torch.testing.assert_close(got, want, atol=1e-7, rtol=0)
 
 

@@ -1,5 +1,7 @@
 """Rows in one sequence against each by itself, and models that cannot keep them apart."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, BloomConfig
@@ -131,7 +133,7 @@ def test_left_padding_stays_outside(make_model):
     with torch.no_grad():
         want = policy(padded(prompts, completions, left=3, right=4, pad_id=1))
         rows = padded(prompts, completions, left=3, right=4, pad_id=1)
-        got = policy(SupervisedBatch(**vars(rows), pack_ids=torch.tensor(PACKS)))
+        got = policy(replace(rows, pack_ids=torch.tensor(PACKS)))
     torch.testing.assert_close(got.logprobs, want.logprobs, atol=1e-10, rtol=0)
 
 
