@@ -17,7 +17,7 @@ from lit_posttrain.models.source import ModelSource
 from lit_posttrain.rollout.options import options
 
 POLICY, SHARED = "policy", "shared"
-CriticStart = str | Path | ValueNetwork
+CriticStart = ValueNetwork | str | Path
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Critic:
                 f'`critic` must start from "policy", "shared", the folder of a reward model or a `ValueNetwork`, got '
                 f"{shown}."
             )
-        check_not_negative(lr=self.lr, coef=self.coef)
-        check_positive(clip=self.clip)
-        check_shares(gae_lambda=self.gae_lambda)
+        check_not_negative(**{"critic.lr": self.lr, "critic.coef": self.coef})
+        check_positive(**{"critic.clip": self.clip})
+        check_shares(**{"critic.gae_lambda": self.gae_lambda})
         if self.warmup_steps < 0:
-            raise ValueError(f"`warmup_steps` must be >= 0, got {self.warmup_steps}: it counts optimiser steps.")
+            raise ValueError(f"`critic.warmup_steps` must be >= 0, got {self.warmup_steps}: it counts optimiser steps.")
 
     @classmethod
     def of(cls, given: "Critic | CriticStart | Mapping[str, Any]") -> "Critic":

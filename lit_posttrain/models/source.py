@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 # Where checkpoints have the weights that are trained, if a callback averages them: "state_dict" is the average then.
 UNAVERAGED = "current_model_state"
 
-Model: TypeAlias = str | Path | Pretrained | BuiltModel | PreTrainedModel | Callable[[], PreTrainedModel]
+# Names come last: LightningCLI takes whatever comes first for the form to write an argument down in.
+Model: TypeAlias = Pretrained | BuiltModel | PreTrainedModel | Callable[[], PreTrainedModel] | str | Path
 
 
 class ModelSource:

@@ -33,10 +33,21 @@ def options(kind: type[Options], given: Options | Mapping[str, Any] | None, *, a
 
 
 def as_mapping(chosen: Any) -> dict[str, Any]:
-    """Write options down as plain values, which `options` reads; what is none, such as a function, is left out."""
-    values = {field.name: getattr(chosen, field.name) for field in fields(chosen)}
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-    return {name: v for name, v in values.items() if v is None or isinstance(v, bool | int | float | str)}
+    """Write options down as plain values, which `options` reads; an object, such as a function, as the default is."""
+    values = {field.name: (getattr(chosen, field.name), field.default) for field in fields(chosen)}
+    return {name: _plain(value) if _is_plain(value) else default for name, (value, default) in values.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(each) for each in value.values())
+    return value is None or isinstance(value, bool | int | float | str | Path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ class Rollouts:
 
     def __post_init__(self) -> None:
         for name in ("num_minibatches", "num_epochs", "batch_size"):
-            check_count(name, getattr(self, name), optional=name != "num_minibatches")
+            check_count(f"rollouts.{name}", getattr(self, name), optional=name != "num_minibatches")
 
 
 @dataclass(frozen=True)
@@ -121,8 +132,8 @@ class Validation:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        check_count("num_samples", self.num_samples)
-        check_count("batch_size", self.batch_size, optional=True)
+        check_count("validation.num_samples", self.num_samples)
+        check_count("validation.batch_size", self.batch_size, optional=True)
 
 
 def check_count(name: str, count: int | None, *, optional: bool = False) -> None:

@@ -39,7 +39,7 @@ def test_what_can_run_is_run(command_line, started, tmp_path):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("ppo.algo.critic.clip=0", "stage `ppo`: `clip` must be > 0"),
+        ("ppo.algo.critic.clip=0", "stage `ppo`: `critic.clip` must be > 0"),
         ("ppo.algo.critic.start=./foo", "stage `ppo`: `critic` must be policy, shared or a reward model, got `./foo`"),
         ("ppo.algo.critic.start={sft}", "stage `ppo`: `{sft}` holds GPT2LMHeadModel, which is no reward model"),
         (

@@ -1,6 +1,7 @@
 """Every command that an example's docstring names runs, and does what the example is there to show."""
 
 import ast
+import json
 import logging
 import runpy
 import shlex
@@ -12,10 +13,12 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from lit_posttrain.app import cli
 
 ROOT = Path(__file__).resolve().parents[2]
+TINY_GRPO = ROOT / "conf/recipe/tiny_grpo.yaml"
 SCRIPTS = sorted((ROOT / "examples").rglob("*.py"))
 # What makes a run of the command line short; an example's own numbers are short as they are.
 SHORT = {
@@ -81,7 +84,7 @@ def the_database_is_used(names: dict[str, Any], printed: str) -> None:
     trainer, module = names["trainer"], names["module"]
     assert trainer.global_step == 8
     assert {"val/arrival", "val/arrival_sampled", "reward/arrival"} <= set(trainer.callback_metrics)
-    assert {row["prompt"] for row in module.last_rollout.experience.rows} < {
+    assert {row["prompt"] for row in module.last_rollout.scored.completions.rows} < {
         row["prompt"] for row in trainer.datamodule.rows
     }
 
@@ -94,7 +97,26 @@ def a_folder_is_left(names: dict[str, Any], printed: str) -> None:
     assert "parameters in dpo_run/export" in printed
 
 
+def ranks_are_learnt_from(names: dict[str, Any], printed: str) -> None:
+    """Rewards rise, by wins and losses alone."""
+    assert names["after"]["val/reward"] > names["before"]["val/reward"] + 0.01
+    advantages = names["module"].last_rollout.advantages
+    assert advantages.min() >= -1
+    assert advantages.max() <= 1
+
+
+def the_class_is_taken(names: dict[str, Any], printed: str) -> None:
+    """From a folder of configuration of its own, with what the recipe of GRPO has."""
+    summary = json.loads(Path("run/summary.json").read_text(encoding="utf-8"))
+    config = OmegaConf.load("run/config.yaml")
+    assert config.algo._target_ == "examples.my_algorithm.RankReinforce"
+    assert config.optim.lr == OmegaConf.load(TINY_GRPO).optim.lr
+    assert summary["steps"] == 1
+
+
 CHECKS = {
+    "python train.py --config-dir examples/conf algo=my_algorithm recipe=tiny_grpo": the_class_is_taken,
+    "python examples/my_algorithm.py": ranks_are_learnt_from,
     "python train.py reward=custom reward.path=examples/custom_reward.py:right_length": the_reward_is_taken,
     "python examples/custom_reward.py": the_reward_rises,
     "python examples/own_datamodule.py": the_database_is_used,

@@ -71,12 +71,12 @@ def test_what_is_no_start_is_named(given, shown):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("lr", -1.0, "`lr` must be finite and >= 0"),
-        ("lr", math.inf, "`lr` must be finite and >= 0"),
-        ("coef", -0.1, "`coef` must be finite and >= 0"),
-        ("clip", 0.0, "`clip` must be > 0 or None"),
-        ("gae_lambda", 1.1, r"`gae_lambda` must be in \[0, 1\]"),
-        ("warmup_steps", -1, "`warmup_steps` must be >= 0"),
+        ("lr", -1.0, "`critic.lr` must be finite and >= 0"),
+        ("lr", math.inf, "`critic.lr` must be finite and >= 0"),
+        ("coef", -0.1, "`critic.coef` must be finite and >= 0"),
+        ("clip", 0.0, "`critic.clip` must be > 0 or None"),
+        ("gae_lambda", 1.1, r"`critic.gae_lambda` must be in \[0, 1\]"),
+        ("warmup_steps", -1, "`critic.warmup_steps` must be >= 0"),
     ],
 )
 def test_numbers_out_of_range(option, value, message):

@@ -39,9 +39,9 @@ def test_another_type_is_named(given):
 
 
 def test_what_is_out_of_range_is_refused_in_a_mapping_too():
-    with pytest.raises(ValueError, match="`num_epochs` must be >= 1 or None, got 0"):
+    with pytest.raises(ValueError, match=r"`rollouts.num_epochs` must be >= 1 or None, got 0"):
         options(Rollouts, {"num_epochs": 0}, argument="rollouts")
-    with pytest.raises(ValueError, match="`num_samples` must be >= 1, got 0"):
+    with pytest.raises(ValueError, match=r"`validation.num_samples` must be >= 1, got 0"):
         Validation(num_samples=0)
 
 
@@ -61,9 +61,11 @@ def test_what_is_written_down_is_plain_and_gives_the_options_back(chosen):
     assert options(type(chosen), written, argument="a") == chosen
 
 
-def test_what_is_no_plain_value_is_left_out():
+def test_what_is_no_plain_value_is_written_as_the_default():
     written = as_mapping(Validation(metrics={"short": lambda completions: [0.0]}, num_samples=2))
-    assert written == {"num_samples": 2, "batch_size": None}
+    assert written == {"metrics": None, "num_samples": 2, "batch_size": None}
+    named = {"short": "file.py:short"}
+    assert as_mapping(Validation(metrics=named))["metrics"] == named
     assert as_mapping(Critic(Path("/a/critic")))["start"] == "/a/critic"
 
 
