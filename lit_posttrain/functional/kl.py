@@ -35,7 +35,8 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, *, estimator: KLEstimato
         >>> kl_estimate(l, zero, estimator="k2"), kl_estimate(l, zero, estimator="k3")
         (tensor([0.5000, 0.5000]), tensor([0.3679, 0.7183]))
     """
-    _check_choice("estimator", estimator, _ESTIMATORS)
+    if estimator not in _ESTIMATORS:
+        raise ValueError(f"`estimator` must be one of {', '.join(_ESTIMATORS)}, got {estimator!r}.")
     return _ESTIMATORS[estimator](bounded(logprobs - ref_logprobs.detach()))
 
 
@@ -88,18 +89,14 @@ def kl_penalty(
         >>> penalty.detach(), *torch.autograd.grad(penalty.sum(), logprobs)
         (tensor([0.3679, 0.7183]), tensor([ 1., -1.]))
     """
-    _check_choice("gradient", gradient, _GRADIENTS)
+    if gradient not in _GRADIENTS:
+        raise ValueError(f"`gradient` must be one of {', '.join(_GRADIENTS)}, got {gradient!r}.")
     fixed = logprobs.detach()
     log_ratio = bounded(fixed - ref_logprobs.detach())
     ratio = bounded(fixed - old_logprobs.detach()).exp()
     slope = _GRADIENTS[gradient](log_ratio, ratio)
     # The second term is exactly 0 and carries the gradient.
     return kl_estimate(fixed, ref_logprobs, estimator=value) + slope * (logprobs - fixed)
-
-
-def _check_choice(name: str, choice: str, choices: dict[str, Callable[..., Tensor]]) -> None:
-    if choice not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {choice!r}.")
 
 
 # `expm1`: near l = 0, where a policy starts, e^-l - 1 loses every digit of k3 in float32.

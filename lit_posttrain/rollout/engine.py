@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_posttrain.batching import TokenBatch, lengths_to_mask, pad_left
@@ -80,8 +80,8 @@ class WritesText(Protocol):
     """What an engine asks of a module."""
 
     @property
-    def language_model(self) -> PreTrainedModel:
-        """The policy's model, with whole weights."""
+    def main_network(self) -> nn.Module:
+        """The policy, with whole weights."""
 
     @property
     def source(self) -> ModelSource:
@@ -125,7 +125,8 @@ class LocalEngine:
             ValueError: if a prompt leaves no room for a completion in the model's context.
         """
         started = time.perf_counter()
-        model, tokenizer = self._module.language_model, self._module.source.tokenizer
+        model, tokenizer = self._module.main_network.model, self._module.source.tokenizer
+        assert isinstance(model, PreTrainedModel)
         context = context_length(model.config)
         prompts = encode_rows(rows, tokenizer, context=context, longest=sampling.max_new_tokens)
         with evaluation_mode(model), self._module.forward_context():

@@ -52,11 +52,10 @@ def check_turns(messages: Any) -> None:
             )
 
 
-def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
-    r"""The text that the model continues.
+def render_messages(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, begin_answer: bool) -> str:
+    r"""Write a conversation as text, by the tokenizer's chat template.
 
-    Text stays as it is. Messages go through the tokenizer's chat template, with the beginning of the assistant's turn
-    appended; a tokenizer without a template (GPT-2) gets plain text, the turns separated by an empty line:
+    A tokenizer without a template (GPT-2) gets plain text, the turns separated by an empty line:
 
         Answer with a number.
 
@@ -65,15 +64,6 @@ def render_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
         Assistant:
 
     There is no space after the last colon: most vocabularies join it to the first word of the answer.
-
-    Raises:
-        ValueError: if the template refuses the messages, as some do with a system message.
-    """
-    return prompt if isinstance(prompt, str) else render_messages(prompt, tokenizer, begin_answer=True)
-
-
-def render_messages(messages: Messages, tokenizer: PreTrainedTokenizerBase, *, begin_answer: bool) -> str:
-    """The text of a conversation, as `render_prompt` writes it.
 
     Args:
         messages: at least one.
@@ -120,7 +110,7 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[in
     Raises:
         ValueError: if the prompt is empty and the tokenizer has neither BOS nor EOS.
     """
-    text = render_prompt(prompt, tokenizer)
+    text = prompt if isinstance(prompt, str) else render_messages(prompt, tokenizer, begin_answer=True)
     by_template = not isinstance(prompt, str) and tokenizer.chat_template is not None
     if ids := encode_text(text, tokenizer, by_template=by_template):
         return ids

@@ -2,7 +2,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from lit_posttrain.data.formats.chat import check_messages, completion_as, encode_prompt, render_prompt
+from lit_posttrain.data.formats.chat import check_messages, completion_as, encode_prompt, render_messages
 
 WORDS = ["[unk]", "<s>", "</s>", "<|user|>", "<|bot|>", "what", "is", "up", "be", "brief", ":", "User", "Assistant"]
 ID = {word: number for number, word in enumerate(WORDS)}
@@ -36,11 +36,15 @@ def words(ids: list[int]) -> list[str]:
 
 
 def test_text_is_left_as_it_is():
-    assert render_prompt(" what  is\n", make_tokenizer(template=TEMPLATE)) == " what  is\n"
+    tokenizer = make_tokenizer(template=TEMPLATE)
+    assert encode_prompt("what  is\n", tokenizer) == list(tokenizer("what  is\n")["input_ids"])
 
 
 def test_messages_go_through_the_template_with_the_assistants_turn_begun():
-    assert render_prompt(QUESTION, make_tokenizer(template=TEMPLATE)) == "<s><|user|> what is up <|bot|>"
+    assert (
+        render_messages(QUESTION, make_tokenizer(template=TEMPLATE), begin_answer=True)
+        == "<s><|user|> what is up <|bot|>"
+    )
 
 
 def test_messages_without_a_template_become_plain_text():
@@ -51,19 +55,21 @@ def test_messages_without_a_template_become_plain_text():
         {"role": "user", "content": "is"},
     ]
     expected = "be brief\n\nUser: what\n\nAssistant: up\n\nUser: is\n\nAssistant:"
-    assert render_prompt(messages, make_tokenizer()) == expected
+    assert render_messages(messages, make_tokenizer(), begin_answer=True) == expected
 
 
 def test_a_template_that_refuses_is_quoted():
     with pytest.raises(ValueError, match=r"chat template does not take the messages .*System role not supported"):
-        render_prompt([{"role": "system", "content": "be brief"}, *QUESTION], make_tokenizer(template=TEMPLATE))
+        render_messages(
+            [{"role": "system", "content": "be brief"}, *QUESTION], make_tokenizer(template=TEMPLATE), begin_answer=True
+        )
 
 
 def test_the_bos_of_a_template_is_not_doubled():
     tokenizer = make_tokenizer(single="<s> $A </s>", template=TEMPLATE)
     assert words(tokenizer("what")["input_ids"]) == ["<s>", "what", "</s>"]  # it does add them itself
     assert words(encode_prompt(QUESTION, tokenizer)) == ["<s>", "<|user|>", "what", "is", "up", "<|bot|>"]
-    rendered = render_prompt(QUESTION, tokenizer)
+    rendered = render_messages(QUESTION, tokenizer, begin_answer=True)
     assert encode_prompt(rendered, tokenizer) == encode_prompt(QUESTION, tokenizer)
 
 

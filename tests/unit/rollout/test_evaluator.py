@@ -144,8 +144,9 @@ def test_ranks_are_added_up():
 @pytest.mark.parametrize("rows", [["a"], [("prompt", "a")]])
 def test_rows_that_are_none_are_refused(make_model, word_tokenizer, rows):
     """By the engine, which is to complete them."""
+    network = SimpleNamespace(model=make_model())
     module = SimpleNamespace(
-        language_model=make_model(), source=SimpleNamespace(tokenizer=word_tokenizer), forward_context=nullcontext
+        main_network=network, source=SimpleNamespace(tokenizer=word_tokenizer), forward_context=nullcontext
     )
     judge = evaluator(LocalEngine(module))
     for act in (judge.evaluate, judge.predict):
