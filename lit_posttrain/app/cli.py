@@ -82,6 +82,8 @@ def main() -> None:
     full_errors = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0") and not inherited
     if not full_errors:  # so that Hydra raises instead of printing and leaving
         os.environ.update({"HYDRA_FULL_ERROR": "1", SET_HERE: "1"})
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # so that `_target_` may name a class of the user's own, as with `python -m`
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
         check_flags(sys.argv[1:])

@@ -323,3 +323,17 @@ def test_a_signal_during_the_imports_ends_the_process_though_they_forget_it(capf
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 128 + number
     word = "terminated" if number == signal.SIGTERM else "interrupted"
     assert capfd.readouterr().err == f"\n{word} before the first checkpoint\n"
+
+
+def test_a_class_of_the_working_directory_can_be_named(tmp_path):
+    """By the command that is installed, which Python does not start in the working directory."""
+    (tmp_path / "mine.py").write_text("from lit_posttrain import GRPO\nclass Mine(GRPO):\n    pass\n")
+    (tmp_path / "conf/algo").mkdir(parents=True)
+    (tmp_path / "conf/algo/mine.yaml").write_text("defaults: [grpo, _self_]\n_target_: mine.Mine\n")
+    program = "import sys; sys.path.remove(''); from lit_posttrain.app.cli import main; main()"
+    options = ["-cd", "conf", "algo=mine", "recipe=tiny_grpo", "mode=validate", "logger=csv", "hydra.run.dir=run"]
+    options += ["data.path.num_validation=2", "algo.validation.num_samples=1", "algo.sampling.max_new_tokens=4"]
+    command = [sys.executable, "-c", program, *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert OmegaConf.load(tmp_path / "run/config.yaml").algo._target_ == "mine.Mine"
