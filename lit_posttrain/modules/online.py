@@ -284,7 +284,13 @@ class OnlineModule(PostTrainingModule):
 
     def policy_loss(self, inputs: TokenLossInputs, batch: MicroBatch) -> Tensor:
         """Reduce the losses of tokens to this micro-batch's share, (), and add up what is reported of them."""
-        token_loss, clipped = self.token_loss(inputs)
+        given = self.token_loss(inputs)
+        if not (isinstance(given, tuple) and [each.shape for each in given] == [inputs.mask.shape] * 2):
+            raise TypeError(
+                f"`{type(self).__name__}.token_loss` must give a `PolicyLoss` of two tensors of shape (B, C), here "
+                f"{tuple(inputs.mask.shape)}: the loss of each token and where it was clipped."
+            )
+        token_loss, clipped = given
         mask, old_logprobs, logprobs = inputs.mask, inputs.old_logprobs, inputs.logprobs
         self.statistics.add("tokens", mask)
         self.statistics.add("sequences", mask.any(1))

@@ -119,12 +119,14 @@ class RolloutCollector:
         rollout = self._as_rollout(scored, learnt)
         algorithm.add_logprobs(rollout)
         count = len(learnt)  # a rank without sequences has a masked row
-        shaping = algorithm.reward_shaping(rollout)[:count]
+        shaping = self._checked("reward_shaping", algorithm.reward_shaping(rollout), rollout.rewards)[:count]
         rewards = rollout.rewards[:count] + shaping
         of_sequences = rewards.new_zeros(len(rollout))
         alone = self.ranks.place == (0, 1)
-        of_sequences[:count] = algorithm.advantages(rewards) if alone else self._compare(rewards, numbers)
+        compared = algorithm.advantages(rewards) if alone else self._compare(rewards, numbers)
+        of_sequences[:count] = self._checked("advantages", compared, rewards)
         advantages = algorithm.token_advantages(of_sequences, rollout)
+        self._checked("token_advantages", advantages, rollout.loss_mask)
         rollout.advantages = advantages.masked_fill(rollout.rewards.isnan()[:, None], 0)  # nobody knows how good it was
         try:
             planned = self._plan(rollout, scored.rows_of(numbers), index, micro_batches)
@@ -245,8 +247,24 @@ class RolloutCollector:
         everywhere = torch.full((num_groups, algorithm.group_size), torch.nan, dtype=rewards.dtype)
         for groups, given in ranks:
             everywhere[groups] = given.view(-1, algorithm.group_size)
-        advantages = algorithm.advantages(everywhere.flatten().to(rewards.device)).view(-1, algorithm.group_size)
+        of_all = everywhere.flatten().to(rewards.device)
+        advantages = self._checked("advantages", algorithm.advantages(of_all), of_all).view(-1, algorithm.group_size)
         return advantages[numbers.to(advantages.device)].flatten()
+
+    def _checked(self, hook: str, given: Any, like: Tensor) -> Tensor:
+        """Refuse what a hook gives where it is no tensor of the shape that it must have: it would be spread silently.
+
+        Raises:
+            TypeError: naming the class, the hook and both shapes.
+        """
+        if not isinstance(given, Tensor) or given.shape != like.shape:
+            rule = "(B,), a number for each completion" if like.dim() == 1 else "(B, C), a number for each token"
+            shown = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise TypeError(
+                f"`{type(self.algorithm).__name__}.{hook}` must give a tensor of shape {rule}, here "
+                f"{tuple(like.shape)}; it gave {shown}."
+            )
+        return given
 
     def _plan(self, rollout: Rollout, sequence_ids: Tensor, index: int, micro_batches: int) -> PlannedRollout:
         algorithm, options = self.algorithm, self.rollouts
@@ -272,7 +290,7 @@ class RolloutCollector:
                 counts[number, 2] = (mask[rows] & ~rollout.advantages[rows].isfinite()).sum()
         counts = self.ranks.sum(counts).cpu()
         if counts[:, 2].any():
-            raise NonFiniteError(_not_finite(rollout))
+            raise NonFiniteError(_not_finite(rollout, type(algorithm).__name__))
         pad_id = pad_token_id(algorithm.source.tokenizer)
         return PlannedRollout(rollout, steps, counts[:, 0], counts[:, 1] == 0, pad_id=pad_id)
 
@@ -299,7 +317,7 @@ def first_with_spread(
     )
 
 
-def _not_finite(rollout: Rollout) -> str:
+def _not_finite(rollout: Rollout, algorithm: str) -> str:
     """Say what made the advantages of a rollout infinite or NaN."""
     computed = {
         "log-probs of the policy": rollout.old_logprobs,
@@ -312,6 +330,12 @@ def _not_finite(rollout: Rollout) -> str:
                 f"the {name} are not finite, though the weights are: they have grown too large. Go on from an earlier "
                 "checkpoint with a lower learning rate."
             )
+    largest = rollout.rewards.nan_to_num().abs().max().item()
+    if largest**2 < torch.finfo(torch.float32).max / len(rollout):
+        return (
+            f"the advantages of {algorithm} are not finite, though the rewards are, none above {largest:.3g}: "
+            "`advantages` or `token_advantages` divides by zero, as by the spread of rewards that are all equal."
+        )
     return (
         "the advantages are not finite, though what they are made of is: the sums or squares of the rewards leave the "
         "range of 32-bit numbers. Scale the rewards down."

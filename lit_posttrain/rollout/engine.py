@@ -3,7 +3,6 @@
 import inspect
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,8 +86,9 @@ class WritesText(Protocol):
     def source(self) -> ModelSource:
         """Where that came from, with its tokenizer."""
 
-    def forward_context(self) -> AbstractContextManager[Any]:
-        """The context of the Trainer's precision."""
+    @property
+    def trainer(self) -> Any:
+        """The Trainer, in whose precision it computes."""
 
 
 class LocalEngine:
@@ -129,7 +129,7 @@ class LocalEngine:
         assert isinstance(model, PreTrainedModel)
         context = context_length(model.config)
         prompts = encode_rows(rows, tokenizer, context=context, longest=sampling.max_new_tokens)
-        with evaluation_mode(model), self._module.forward_context():
+        with evaluation_mode(model), self._module.trainer.precision_plugin.forward_context():
             tokens, truncated = sample_completions(
                 model,
                 prompts,

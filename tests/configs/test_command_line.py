@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from lit_posttrain.app import cli, run
 from lit_posttrain.app.cli import main
 from lit_posttrain.app.lifeline import HELD, ended_at_once
-from tests.composing import compose_train
+from tests.composing import CONF, compose_train
 
 EXAMPLES = [
     "python train.py  ",
@@ -337,3 +337,37 @@ def test_a_class_of_the_working_directory_can_be_named(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "val/reward" in done.stdout
+
+
+@pytest.fixture
+def own_folder(tmp_path):
+    """A folder of configuration beside ours, with a variant of GRPO whose constructor hands down what it gets."""
+    (tmp_path / "variant.py").write_text(
+        "from lit_posttrain import GRPO\n"
+        "class Variant(GRPO):\n"
+        "    def __init__(self, policy, rewards, *, power: float = 1.0, **grpo):\n"
+        "        super().__init__(policy, rewards, **grpo)\n"
+    )
+    (tmp_path / "own/algo").mkdir(parents=True)
+    yaml = "defaults: [grpo, _self_]\n_target_: variant.Variant\npower: 1.0\n"
+    (tmp_path / "own/algo/variant.yaml").write_text(yaml)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("algo.group_size=4.5", "`algo.group_size` must be a whole number, got `4.5`"),
+        ("algo.power=high", "`algo.power` must be a number, got `high`"),
+        ("algo.ratio=tokens", "Did you mean `token`?"),
+        ("algo.rollouts.num_minibatches=1.5", "`algo.rollouts.num_minibatches` must be a whole number"),
+        ("algo.powr=2", "Did you mean `algo.power`?"),
+        ("+algo.foo=1", "`algo.foo`"),
+    ],
+)
+def test_a_variant_of_ones_own_is_checked_as_ours_are(own_folder, option, said):
+    command = [sys.executable, str(CONF.parent / "train.py"), "-cd", "own", "algo=variant", option, "hydra.run.dir=run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=own_folder)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert not (own_folder / "run").exists()

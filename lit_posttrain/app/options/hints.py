@@ -3,7 +3,9 @@
 import difflib
 import os
 import re
+import sys
 from importlib.resources import files
+from pathlib import Path
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -242,6 +244,8 @@ def composed_with(given: list[str]) -> DictConfig:
     """The configuration that the valid group choices among some overrides make."""
     choices = [override for override in given if re.fullmatch(r"[a-z_/]+=[A-Za-z0-9_]+", override)]
     choices = [choice for choice in choices if files("lit_posttrain.conf").joinpath(choice.split("=")[0]).is_dir()]
+    if (own := own_folder(sys.argv[1:])) is not None:
+        choices.append(f"hydra.searchpath=['file://{Path(own).absolute()}']")
     application = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
@@ -252,6 +256,19 @@ def composed_with(given: list[str]) -> DictConfig:
                 return compose("train")
     finally:
         GlobalHydra.instance().hydra = application
+
+
+def own_folder(typed: list[str]) -> str | None:
+    """Find the folder of configuration that a user has given beside ours.
+
+    >>> own_folder(["-cd", "conf", "algo=mine"]), own_folder(["--config-dir=mine"]), own_folder(["algo=ppo"])
+    ('conf', 'mine', None)
+    """
+    for place, word in enumerate(typed):
+        flag, given, value = word.partition("=")
+        if flag in ("-cd", "--config-dir"):
+            return value if given else next(iter(typed[place + 1 :]), None)
+    return None
 
 
 def applied_recipe(name: str) -> str | None:

@@ -64,19 +64,22 @@ def arguments(target: str) -> dict[str, Argument] | None:
         return None
     module, node = found
     if isinstance(node, ast.FunctionDef):
-        return _of_function(module, node)
+        return None if node.args.kwarg is not None else _of_function(module, node)
     if not isinstance(node, ast.ClassDef):
         return None
     makes = [each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"]
-    if makes:
-        taken = _of_function(module, makes[0])
-        return None if taken is None else {name: each for name, each in taken.items() if name != "self"}
+    own = _of_function(module, makes[0]) if makes else {}
+    own.pop("self", None)
+    if makes and makes[0].args.kwarg is None:
+        return own
     inherited: dict[str, Argument] = {}
-    for base in node.bases:
+    for base in node.bases:  # to which `**` hands down what it takes
         of_base = arguments(f"{module}.{ast.unparse(base)}")
         if of_base is None:
             return None
         inherited |= of_base
+    if makes:
+        return inherited | own if node.bases else None
     if _is_dataclass(node):
         fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
         inherited |= {ast.unparse(each.target): _argument(module, each.annotation) for each in fields}
@@ -87,16 +90,17 @@ def _file(module: str) -> Path | None:
     """Find the source of a module without importing it or the packages above it."""
     first, *rest = module.split(".")
     spec = importlib.util.find_spec(first) if first else None
-    if spec is None or spec.origin is None:
+    if spec is None:
         return None
-    place = Path(spec.origin) if not rest else Path(spec.origin).parent.joinpath(*rest)
-    files = [place] if not rest else [place / "__init__.py", place.with_name(f"{place.name}.py")]
+    if not rest:
+        files = [Path(spec.origin)] if spec.origin else []
+    else:  # also in a folder without an __init__.py
+        places = [Path(folder).joinpath(*rest) for folder in spec.submodule_search_locations or ()]
+        files = [file for place in places for file in (place / "__init__.py", place.with_name(f"{place.name}.py"))]
     return next((file for file in files if file.suffix == ".py" and file.is_file()), None)
 
 
-def _of_function(module: str, node: ast.FunctionDef) -> dict[str, Argument] | None:
-    if node.args.kwarg is not None:
-        return None
+def _of_function(module: str, node: ast.FunctionDef) -> dict[str, Argument]:
     taken = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
     return {each.arg: _argument(module, each.annotation) for each in taken}
 

@@ -221,7 +221,7 @@ def test_rewards_are_compared_over_all_ranks_in_the_order_of_the_prompts(stub):
 
 def test_advantages_that_are_not_finite_end_the_run(stub):
     algorithm = stub(advantages=lambda rewards: rewards / 0)
-    with pytest.raises(NonFiniteError, match=r"rollout 3, at step 12: the advantages are not finite, though"):
+    with pytest.raises(NonFiniteError, match=r"rollout 3, at step 12: the advantages of StubAlgorithm are not"):
         collect(algorithm, index=3, step=12)
 
     def overflowing(rollout):

@@ -146,7 +146,9 @@ def test_rows_that_are_none_are_refused(make_model, word_tokenizer, rows):
     """By the engine, which is to complete them."""
     network = SimpleNamespace(model=make_model())
     module = SimpleNamespace(
-        main_network=network, source=SimpleNamespace(tokenizer=word_tokenizer), forward_context=nullcontext
+        main_network=network,
+        source=SimpleNamespace(tokenizer=word_tokenizer),
+        trainer=SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext)),
     )
     judge = evaluator(LocalEngine(module))
     for act in (judge.evaluate, judge.predict):
