@@ -23,6 +23,15 @@ ROOMS = {"models": "model", "data": "data", "tasks": "data", "rewards": "reward"
 ROOMS |= dict.fromkeys(("algos", "modules", "rollout"), "algo")
 PACKAGE = Path(__file__).parents[1]
 OPTIONS = "On the command line: "
+# What the library says in Python's words, and the choice of a group that it is here.
+CHOICES = {
+    "a `PromptDataModule`": "data=prompts data.path=prompts.jsonl",
+    "a `PreferenceDataModule`": "data=preferences data.path=pairs.jsonl",
+    "the export of its run": "model=local model.path=<run>/export",
+    "`lora`": "model/lora=default",
+    "use DDP": "trainer=ddp",
+    "use FSDP2": "trainer=fsdp",
+}
 
 
 def leave(error: BaseException, message: str | None = None, *, more: str = "") -> NoReturn:
@@ -72,7 +81,9 @@ def name_options(error: BaseException, cfg: DictConfig, *, prefix: str = "") -> 
         cfg: the configuration that it was raised with.
         prefix: what stands before the options of a stage.
     """
-    found = options_named(words(error), dotted(cfg), _groups(error))
+    text = words(error)
+    found = options_named(text, dotted(cfg), _groups(error))
+    found += [choice for said, choice in CHOICES.items() if said in text]
     if found:
         error.add_note(f"{OPTIONS}{', '.join(f'`{prefix}{name}`' for name in found)}.")
 
