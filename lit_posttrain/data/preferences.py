@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_posttrain.data.formats.chat import Prompt
-from lit_posttrain.data.formats.encoder import Comparison, Demonstration, Example, Judgement
+from lit_posttrain.data.formats.encoder import Comparison, Demonstration, Example, Judgment
 from lit_posttrain.data.formats.preference import PreferenceFormat
 from lit_posttrain.data.formats.templates import ChatShape, Row, Value
 from lit_posttrain.data.loaders import Batching
@@ -49,8 +49,8 @@ class ViewedFormat:
         return read if self.view != "chosen" else lambda row: _demonstration(read(row))
 
 
-def _demonstration(example: Comparison | Judgement) -> Demonstration | None:
-    if isinstance(example, Judgement) and not example.label:
+def _demonstration(example: Comparison | Judgment) -> Demonstration | None:
+    if isinstance(example, Judgment) and not example.label:
         return None
     completion = example.chosen if isinstance(example, Comparison) else example.completion
     prompt = ChatShape().prompt(example.prompt)  # the beginning of a dialogue need not be one to answer

@@ -75,13 +75,13 @@ def group_advantages(
     best = torch.where(scorable, grouped, -torch.inf).amax(dim=1, keepdim=True)
     shifted = torch.where(scorable, grouped - best, 0)
     mean = shifted.sum(dim=1, keepdim=True) / count.clamp(min=1)
-    centred = torch.where(scorable, shifted - mean, 0)
+    centered = torch.where(scorable, shifted - mean, 0)
 
-    advantages = centred
+    advantages = centered
     if baseline == "leave_one_out":
-        advantages = centred * count / (count - 1).clamp(min=1)
+        advantages = centered * count / (count - 1).clamp(min=1)
     if scale == "group":
-        variance = centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
+        variance = centered.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
         advantages = advantages / (variance.sqrt() + eps)
     elif scale == "batch":
         advantages = advantages / (masked_var(grouped, scorable, unbiased=True).sqrt() + eps)

@@ -151,9 +151,9 @@ def whiten(
     x = torch.where(mask, x - highest, 0)
     count, total = sum_over_ranks(torch.stack([mask.sum().to(x.dtype), x.sum()]))
     mean = total / count.clamp(min=1)
-    centred = _deviation(x, mask, mean)
-    variance = sum_over_ranks(centred.square().sum()) / count.clamp(min=1)
-    whitened = centred / (variance + eps).sqrt()
+    centered = _deviation(x, mask, mean)
+    variance = sum_over_ranks(centered.square().sum()) / count.clamp(min=1)
+    whitened = centered / (variance + eps).sqrt()
     return whitened if shift_mean else torch.where(mask, whitened + highest + mean, 0)
 
 

@@ -101,6 +101,6 @@ def explained_variance(
     chosen, errors = returns[mask].to(dtype), (returns - values)[mask].to(dtype)
     count, *sums = total(torch.stack([chosen.new_tensor(float(len(chosen))), chosen.sum(), errors.sum()]))
     mean, mean_error = (each / count.clamp(min=1) for each in sums)
-    centre = torch.zeros_like(mean_error) if punish_bias else mean_error
-    spread, rest = total(torch.stack([(chosen - mean).square().sum(), (errors - centre).square().sum()]))
+    center = torch.zeros_like(mean_error) if punish_bias else mean_error
+    spread, rest = total(torch.stack([(chosen - mean).square().sum(), (errors - center).square().sum()]))
     return torch.where(spread > 0, 1 - rest / spread, torch.nan)

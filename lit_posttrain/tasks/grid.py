@@ -74,9 +74,9 @@ class Grid:
         """Write the grid as prompt text, walls in reading order."""
         return prompt_text(PromptFields(self.width, self.height, self.walls, self.start, self.goal))
 
-    def neighbours(self, cell: Cell) -> list[Cell]:
+    def neighbors(self, cell: Cell) -> list[Cell]:
         """Return the cells that a move from this one can enter: above, below, left and right of it, where free."""
-        return free_neighbours(cell, width=self.width, height=self.height, walls=self.walls)
+        return free_neighbors(cell, width=self.width, height=self.height, walls=self.walls)
 
     def distances(self) -> dict[Cell, int]:
         """Return the number of moves to the goal, for every free cell from which it can be reached."""
@@ -104,7 +104,7 @@ class Grid:
             )
 
 
-def free_neighbours(cell: Cell, *, width: int, height: int, walls: frozenset[Cell]) -> list[Cell]:
+def free_neighbors(cell: Cell, *, width: int, height: int, walls: frozenset[Cell]) -> list[Cell]:
     """Return the cells one move away that are on the grid and no wall, in the order of MOVES."""
     return [there for there in _beside_on_grid(cell, width, height) if there not in walls]
 
@@ -130,8 +130,8 @@ def moves_to_goal(goal: Cell, *, width: int, height: int, walls: frozenset[Cell]
     frontier = deque([goal])
     while frontier:
         cell = frontier.popleft()
-        for neighbour in free_neighbours(cell, width=width, height=height, walls=walls):
-            if neighbour not in distances:
-                distances[neighbour] = distances[cell] + 1
-                frontier.append(neighbour)
+        for neighbor in free_neighbors(cell, width=width, height=height, walls=walls):
+            if neighbor not in distances:
+                distances[neighbor] = distances[cell] + 1
+                frontier.append(neighbor)
     return MappingProxyType(distances)

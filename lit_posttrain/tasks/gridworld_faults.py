@@ -43,7 +43,7 @@ def astray(grid: Grid, walk: Walk, rng: Random) -> Walk | None:
     """
     ways: list[Walk] = []
     for place in range(1, len(walk) - 1):
-        two_away = {there for near in cells_beside(walk[place]) for there in grid.neighbours(near)}
+        two_away = {there for near in cells_beside(walk[place]) for there in grid.neighbors(near)}
         ways += [[*walk[:place], cell, *walk[place + 1 :]] for cell in two_away - {walk[place], grid.goal}]
     return _one_of(sorted(way for way in ways if _leaps(way)), rng)
 

@@ -42,7 +42,7 @@ def score_path(grid: Grid, completion: str, *, truncated: bool = False) -> PathS
     shortest = grid.shortest
     cell, moves = grid.start, 0
     for word in completion.split():
-        entered = {cell_name(neighbour): neighbour for neighbour in grid.neighbours(cell)}
+        entered = {cell_name(neighbor): neighbor for neighbor in grid.neighbors(cell)}
         if word not in entered:
             return PathScore(valid=False, success=False, optimal=False, moves=moves, shortest=shortest)
         cell, moves = entered[word], moves + 1

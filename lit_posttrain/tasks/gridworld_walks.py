@@ -34,6 +34,6 @@ def noisy_walk(grid: Grid, rng: Random, *, noise: float = 0.3, max_moves: int) -
     while cells[-1] != grid.goal:
         moves_left = max_moves - len(cells)  # after the one about to be made
         farthest = moves_left if rng.random() < noise else distances[cells[-1]] - 1
-        choices = [cell for cell in grid.neighbours(cells[-1]) if distances[cell] <= farthest]
+        choices = [cell for cell in grid.neighbors(cells[-1]) if distances[cell] <= farthest]
         cells.append(choices[draw_index(rng, len(choices))])
     return cells

@@ -136,7 +136,7 @@ def test_checkpoints_are_written_whole_unless_somebody_has_plugins_of_his_own(tm
     ("val_every_steps", "max_steps", "accumulate", "batches"),
     [(50, 100, 4, 200), ("null", 30, 2, 60), ("null", -1, 1, sys.maxsize)],
 )
-def test_validation_counts_optimiser_steps(val_every_steps, max_steps, accumulate, batches, tmp_path):
+def test_validation_counts_optimizer_steps(val_every_steps, max_steps, accumulate, batches, tmp_path):
     cfg = compose_train(
         f"val_every_steps={val_every_steps}",
         f"trainer.max_steps={max_steps}",

@@ -163,7 +163,7 @@ def test_a_single_run_is_not_compared(command_line, jobs, tmp_path):
     assert [path.name for path in tmp_path.rglob("comparison.csv")] == []
 
 
-def test_a_sweeper_that_optimises_gets_nan_for_a_failed_job(tmp_path):
+def test_a_sweeper_that_optimizes_gets_nan_for_a_failed_job(tmp_path):
     config = OmegaConf.create(
         {"hydra": {"sweep": {"dir": str(tmp_path)}, "job": {"num": 0}, "runtime": {"output_dir": str(tmp_path / "0")}}}
     )

@@ -89,7 +89,7 @@ def test_it_is_lightning_s_to_the_last_bit(fit, monkeypatch, name, algorithm):
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_fused_optimisers_in_mixed_precision(fit, name, precision):
+def test_fused_optimizers_in_mixed_precision(fit, name, precision):
     """They do what others do: with a scale on the loss, the gradients that are logged and clipped are without it."""
 
     def plugin():

@@ -185,7 +185,7 @@ class AfterEveryBatch(Callback):
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "ppo", "sft", "dpo"])
-def test_a_checkpoint_inside_an_optimiser_step_is_exact(plain, tmp_path, algorithm):
+def test_a_checkpoint_inside_an_optimizer_step_is_exact(plain, tmp_path, algorithm):
     keep = tmp_path / "kept"
     settings = {"accumulate_grad_batches": 3, "max_steps": 5, "limit_val_batches": 0}
     fit = plain(algorithm, settings=settings, callbacks=lambda: [AfterEveryBatch(keep)])

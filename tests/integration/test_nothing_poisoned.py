@@ -195,7 +195,7 @@ def test_a_row_without_a_score_has_no_advantage_whatever_a_subclass_says(plain, 
     assert (seen[0].rollout.advantages[~unscored] == 7.0).all()
 
 
-def test_the_bar_counts_optimiser_steps(tmp_path, capsys):
+def test_the_bar_counts_optimizer_steps(tmp_path, capsys):
     options = ["+trainer.enable_progress_bar=true", "trainer.accumulate_grad_batches=4", "trainer.max_steps=5"]
     command(tmp_path, *ALGORITHMS["sft"], *options, quiet=False)(None)
     shown = capsys.readouterr().out

@@ -316,7 +316,7 @@ def test_with_an_adapter_the_critic_is_whole(make_model, word_tokenizer, tmp_pat
     assert tensors_sha256(resumed.state_dict()) == tensors_sha256(whole.state_dict())
 
 
-def test_the_default_optimiser_and_schedule(make_model, word_tokenizer):
+def test_the_default_optimizer_and_schedule(make_model, word_tokenizer):
     module = PPO(BuiltModel(make_model("gpt2"), tokenizer=word_tokenizer), lambda completions: [0.0])
     module.configure_model()
     module._trainer = type("T", (), {"estimated_stepping_batches": 10})()

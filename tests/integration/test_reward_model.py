@@ -201,7 +201,7 @@ def scores_of(module, pairs) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("normalization", "mean", "std"), [("center", 0, None), ("standardize", 0, 1)])
-def test_scores_are_normalised_on_the_training_data(fit, tmp_path, normalization, mean, std):
+def test_scores_are_normalized_on_the_training_data(fit, tmp_path, normalization, mean, std):
     data = PreferenceDataModule(PAIRS, batch_size=8)
     checkpoint = ModelCheckpoint(tmp_path, filename="every", every_n_train_steps=4, save_on_train_epoch_end=False)
     module, _, trainer = fit(data=data, normalization=normalization, callbacks=[checkpoint])
@@ -216,7 +216,7 @@ def test_scores_are_normalised_on_the_training_data(fit, tmp_path, normalization
     assert stored["network.score_mean"] == module.network.score_mean != 0.0
 
 
-def test_no_normalisation(fit):
+def test_no_normalization(fit):
     module, *_ = fit(normalization="none")
     assert (module.network.score_mean, module.network.score_scale) == (0.0, 1.0)
 
@@ -299,7 +299,7 @@ def test_a_model_of_another_kind():
         RewardModel(3)
 
 
-def test_prediction_is_text_with_normalised_scores(fit):
+def test_prediction_is_text_with_normalized_scores(fit):
     module, _, trainer = fit()
     module.network.score_mean.fill_(1.0)
     data = PreferenceDataModule(PAIRS[:3], batch_size=8)

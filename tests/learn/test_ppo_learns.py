@@ -110,7 +110,7 @@ class Visited:
             cell = grid.start
             for t, token in enumerate(self.completions[row]):
                 moves[row, t] = grid.distances()[cell]
-                entered = {cell_name(near): near for near in grid.neighbours(cell)}
+                entered = {cell_name(near): near for near in grid.neighbors(cell)}
                 word = self.tokenizer.decode(token)
                 if word not in entered:
                     break

@@ -181,7 +181,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgment:
     """A completion that is desirable or not."""
 
     prompt: Prompt
@@ -194,7 +194,7 @@ class Judgement:
         return JudgedRow(row, self.label), rewritten
 
 
-Example: TypeAlias = Demonstration | Comparison | Judgement
+Example: TypeAlias = Demonstration | Comparison | Judgment
 
 
 def has_content(completion: Prompt) -> bool:

@@ -13,7 +13,7 @@ from operator import eq
 from typing import Any
 
 from lit_posttrain.data.formats.chat import Messages, Prompt
-from lit_posttrain.data.formats.encoder import Comparison, Judgement
+from lit_posttrain.data.formats.encoder import Comparison, Judgment
 from lit_posttrain.data.formats.templates import ChatShape, Row, Value, as_messages, completion_of, need
 from lit_posttrain.data.sources.rows import Rows
 
@@ -70,7 +70,7 @@ class PreferenceFormat:
             return "unpaired"
         return "explicit" if self.prompt.chosen or "prompt" in found else "implicit"
 
-    def reader(self, rows: Rows) -> Callable[[Row], Comparison | Judgement]:
+    def reader(self, rows: Rows) -> Callable[[Row], Comparison | Judgment]:
         """What reads one of these rows.
 
         Raises:
@@ -82,7 +82,7 @@ class PreferenceFormat:
         columns, read = {
             "explicit": ([*self.prompt.columns, *pair], self._explicit),
             "implicit": (pair, self._implicit),
-            "unpaired": ([*self.prompt.columns, self.completion, self.label], self._judgement),
+            "unpaired": ([*self.prompt.columns, self.completion, self.label], self._judgment),
         }[format]
         need(columns, rows, format=format, ways=WAYS)
         return read  # type: ignore[return-value]
@@ -158,13 +158,13 @@ class PreferenceFormat:
             raise ValueError(f"the margin must be a finite number, got {value!r}.")
         return margin
 
-    def _judgement(self, row: Row) -> Judgement:
+    def _judgment(self, row: Row) -> Judgment:
         prompt = self._prompt(row)
         value = row.get(self.label)
         label = LABELS.get(str(value).lower())
         if label is None:
             raise ValueError(f"`{self.label}` must be true or false, got {value!r}.")
-        return Judgement(prompt, completion_of(prompt, row.get(self.completion), self.completion), label)
+        return Judgment(prompt, completion_of(prompt, row.get(self.completion), self.completion), label)
 
 
 def _is_whole_dialogue(value: Any) -> bool:

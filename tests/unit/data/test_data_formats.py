@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lit_posttrain.data.formats.encoder import Comparison, Demonstration, Judgement
+from lit_posttrain.data.formats.encoder import Comparison, Demonstration, Judgment
 from lit_posttrain.data.formats.instruction import InstructFormat
 from lit_posttrain.data.formats.preference import PreferenceFormat
 from lit_posttrain.data.formats.templates import ChatShape, Value
@@ -80,8 +80,8 @@ def test_demonstrations(options, row, want):
                 [{"role": "assistant", "content": "I cannot"}],
             ),
         ),
-        ({"prompt": "q", "completion": "a", "label": True}, Judgement("q", "a", True)),
-        ({"prompt": "q", "completion": "a", "label": "0"}, Judgement("q", "a", False)),
+        ({"prompt": "q", "completion": "a", "label": True}, Judgment("q", "a", True)),
+        ({"prompt": "q", "completion": "a", "label": "0"}, Judgment("q", "a", False)),
     ],
 )
 def test_preferences(row, want):

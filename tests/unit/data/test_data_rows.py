@@ -90,7 +90,7 @@ def test_what_is_wrong_with_a_file_is_said_with_its_place(tmp_path, name, data, 
         load_rows(path)
 
 
-def test_a_missing_file_is_named_with_its_neighbour(tmp_path, monkeypatch):
+def test_a_missing_file_is_named_with_its_neighbor(tmp_path, monkeypatch):
     write(tmp_path / "prompts.jsonl", "{}")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError) as error:

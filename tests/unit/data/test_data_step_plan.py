@@ -118,7 +118,7 @@ def laid_out(part) -> list[list[int]]:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("micro_batches", [1, 2, 5])
-def test_packing_leaves_a_step_its_rows_and_its_normaliser(world_size, micro_batches):
+def test_packing_leaves_a_step_its_rows_and_its_normalizer(world_size, micro_batches):
     whole = members(make_plan(batch_size=8), 1)
     longest = [max(ROWS[row].length for row in rows) for rows in whole]
     dealt, sequences = [[] for _ in whole], 0

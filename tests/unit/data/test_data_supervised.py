@@ -75,7 +75,7 @@ def test_worker_processes_make_the_same_tokens(word_tokenizer):
     assert alone.examples == helped.examples
 
 
-def test_pairs_and_judgements(word_tokenizer):
+def test_pairs_and_judgments(word_tokenizer):
     part = next(iter(ready(PreferenceDataModule(PAIRS, shuffle=False), word_tokenizer).train_dataloader()))
     assert isinstance(part.batch, PreferenceBatch)
     assert (part.normalizer, part.batch.margins.tolist()) == (5, [0, 1, 2, 3, 4])
@@ -102,7 +102,7 @@ def test_several_sources_with_weights(tmp_path, word_tokenizer):
         with pytest.raises(ValueError, match=message):
             InstructDataModule(paths, **options)
     mixed = [write(tmp_path / "c.jsonl", PAIRS), write(tmp_path / "d.jsonl", [{**ROWS[0], "label": True}])]
-    with pytest.raises(ValueError, match=r"one kind, got .*c\.jsonl \(comparisons\), .*d\.jsonl \(judgements\)"):
+    with pytest.raises(ValueError, match=r"one kind, got .*c\.jsonl \(comparisons\), .*d\.jsonl \(judgments\)"):
         PreferenceDataModule(mixed).setup("fit")
 
 

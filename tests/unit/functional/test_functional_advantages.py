@@ -38,8 +38,8 @@ def test_leave_one_out_is_the_mean_of_the_others(group_size):
         first = index // group_size * group_size
         others = [rewards[i] for i in range(first, first + group_size) if i != index]
         assert_close(advantages[index], reward - torch.stack(others).mean())
-    centred = group_advantages(rewards, group_size=group_size, scale="none")
-    assert_close(advantages, group_size / (group_size - 1) * centred)
+    centered = group_advantages(rewards, group_size=group_size, scale="none")
+    assert_close(advantages, group_size / (group_size - 1) * centered)
 
 
 def test_groups_are_contiguous_and_apart():

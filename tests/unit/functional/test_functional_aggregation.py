@@ -52,7 +52,7 @@ def test_micro_batches_add_up_to_the_whole(batch, mode, bounds):  # the part of 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_own_normaliser_is_the_default(batch, mode):
+def test_own_normalizer_is_the_default(batch, mode):
     loss, mask = batch
     own = normalizer(mask, mode, max_length=MAX_LENGTH)
     expected = aggregate(loss, mask, mode, max_length=MAX_LENGTH)

@@ -66,7 +66,7 @@ def test_gridworld():  # 4 x 4 against dynamic programming, from the paths of th
             if cell == grid.goal:
                 break
             states[row, t], mask[row, t] = number[cell], True
-            cell = max(grid.neighbours(cell), key=grid.values().__getitem__)
+            cell = max(grid.neighbors(cell), key=grid.values().__getitem__)
     rewards = -mask.double()
     for gae_lambda in (0.0, 0.95, 1.0):
         table = fit_table(

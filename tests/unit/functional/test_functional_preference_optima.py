@@ -111,7 +111,7 @@ def test_dpo_reaches_the_known_policy():
     ("beta", "objective", "kl"),
     [(0.25, 0.49508, 1.43802), (0.5, 0.24634, 0.67626), (1.0, 0.04757, 0.22852), (2.0, -0.07273, 0.06263)],
 )
-def test_dpo_optimises_reward_minus_divergence(beta, objective, kl):
+def test_dpo_optimizes_reward_minus_divergence(beta, objective, kl):
     policy = bandit_policy(partial(dpo_loss, beta=beta))
     divergence = policy @ (policy / REF).log()
     assert divergence.item() == pytest.approx(kl, abs=1e-5)

@@ -17,8 +17,8 @@ def test_by_hand():
     assert bradley_terry_loss(chosen, rejected).tolist() == pytest.approx([0.37110067] * 2, abs=6e-9)
     for margin in (1 / 3, torch.tensor([1 / 3, 1 / 3], dtype=torch.float64)):
         assert bradley_terry_loss(chosen, rejected, margin=margin).tolist() == pytest.approx([0.48679258] * 2, abs=6e-9)
-    centred = bradley_terry_loss(chosen, rejected, centering=0.01)
-    assert centred.tolist() == pytest.approx([0.37110067 + 0.0256] * 2, abs=6e-9)
+    centered = bradley_terry_loss(chosen, rejected, centering=0.01)
+    assert centered.tolist() == pytest.approx([0.37110067 + 0.0256] * 2, abs=6e-9)
     assert bradley_terry_loss(rejected, chosen).tolist() == pytest.approx([0.37110067 + 0.8] * 2, abs=6e-9)
 
 
@@ -32,8 +32,8 @@ def test_a_constant_of_all_scores_changes_only_the_centering():
     chosen, rejected = scores(1.2, -0.3), scores(0.4, 2.0)
     plain = bradley_terry_loss(chosen, rejected, margin=0.5)
     assert_close(bradley_terry_loss(chosen + 7, rejected + 7, margin=0.5), plain)
-    centred = bradley_terry_loss(chosen + 7, rejected + 7, margin=0.5, centering=0.01)
-    assert_close(centred - plain, 0.01 * (chosen + rejected + 14) ** 2)
+    centered = bradley_terry_loss(chosen + 7, rejected + 7, margin=0.5, centering=0.01)
+    assert_close(centered - plain, 0.01 * (chosen + rejected + 14) ** 2)
 
 
 def test_descending_raises_the_chosen_and_lowers_the_rejected():

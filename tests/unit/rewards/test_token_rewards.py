@@ -97,7 +97,7 @@ def test_the_best_value_of_a_prefix_is_that_of_the_distance():
         path, here = [], cell
         grid = Grid(3, 3, GRID.walls, start=cell, goal=GRID.goal)
         while here != GRID.goal:
-            here = max(grid.neighbours(here), key=grid.values().__getitem__)
+            here = max(grid.neighbors(here), key=grid.values().__getitem__)
             path.append("abc"[here[0]] + str(here[1] + 1))
         (rewards,) = step_rewards([grid.prompt()], [" ".join(path)], [False], [[9] * len(path) + [1]])
         assert sum(rewards) == pytest.approx(1 - distance / MOVES_PER_GOAL)

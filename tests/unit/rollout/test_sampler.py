@@ -113,7 +113,7 @@ def test_top_k_and_top_p_keep_what_transformers_keeps(widest, top_k, top_p):
         torch.testing.assert_close(share, want[row].softmax(-1), atol=2e-4, rtol=0)
 
 
-def test_uniforms_are_uniform_and_independent_of_their_neighbours(widest):
+def test_uniforms_are_uniform_and_independent_of_their_neighbors(widest):
     keys = sample_keys(torch.arange(500), num_samples=200, seed=0)
     assert len(keys.unique()) == 100_000
     first, second = uniforms(keys, 0), uniforms(keys, 1)

@@ -19,7 +19,7 @@ def drawn(fault, grid=GRID, walk=WALK) -> set[tuple]:
     return {path if path is None else tuple(path) for path in paths}
 
 
-def colours(path) -> list[int]:
+def colors(path) -> list[int]:
     return [(column + row) % 2 for column, row in path]
 
 
@@ -31,7 +31,7 @@ def test_standing_still_names_the_last_cell_twice():
     assert drawn(faults.stand_still) == {(*WALK[:length], WALK[length - 1]) for length in (1, 2, 3, 4)}
 
 
-def test_through_a_wall_that_is_beside_both_neighbours_of_the_cell():
+def test_through_a_wall_that_is_beside_both_neighbors_of_the_cell():
     by_c1 = ((0, 0), (1, 0), (2, 0), (2, 1), (2, 2))
     by_b3 = ((0, 0), (1, 0), (1, 1), (1, 2), (2, 2))
     assert drawn(faults.through_wall) == {by_c1, by_b3}
@@ -39,7 +39,7 @@ def test_through_a_wall_that_is_beside_both_neighbours_of_the_cell():
     assert drawn(faults.through_wall, out_of_the_way, [(0, 0), (1, 0), (1, 1)]) == {None}
 
 
-def test_astray_is_one_wrong_cell_of_the_same_colour():
+def test_astray_is_one_wrong_cell_of_the_same_color():
     paths = drawn(faults.astray)
     assert len(paths) > 1
     for path in paths:
@@ -49,7 +49,7 @@ def test_astray_is_one_wrong_cell_of_the_same_colour():
         assert 0 <= column < 3
         assert 0 <= row < 3
         assert path[place] not in {*GRID.walls, GRID.goal}
-        assert colours(path) == colours(WALK)
+        assert colors(path) == colors(WALK)
         assert not legal(path)
     assert drawn(faults.astray, walk=WALK[:2]) == {None}  # nothing between start and goal
 

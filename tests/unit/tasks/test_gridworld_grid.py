@@ -34,12 +34,12 @@ def test_values_satisfy_the_bellman_equation() -> None:
     assert len(values) == 17
     for cell, value in values.items():
         if cell != grid.goal:
-            assert value == max(values[neighbour] for neighbour in grid.neighbours(cell)) - 1
+            assert value == max(values[neighbor] for neighbor in grid.neighbors(cell)) - 1
 
 
 def test_down_increases_the_row_and_right_the_column(grid: Grid) -> None:
-    assert grid.neighbours((0, 2)) == [(0, 1), (1, 2)]
-    assert grid.neighbours((2, 1)) == [(2, 0), (2, 2)]
+    assert grid.neighbors((0, 2)) == [(0, 1), (1, 2)]
+    assert grid.neighbors((2, 1)) == [(2, 0), (2, 2)]
 
 
 def test_prompt_lists_walls_in_reading_order() -> None:
