@@ -96,6 +96,7 @@ def train(folder: Path, options: Iterable[str], *, status: int = 0) -> None:
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
+        "PYTHONHASHSEED": "0",  # peft writes a set into adapter_config.json
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(
