@@ -50,7 +50,7 @@ def test_an_algorithm_of_the_page_trains_on_its_data(shown, name, arguments):
 
 
 def test_the_configuration_of_the_page_is_that_of_the_example():
-    (shown, _) = (yaml.safe_load(block) for block in blocks(OWN, "yaml"))
+    shown, *_ = (yaml.safe_load(block) for block in blocks(OWN, "yaml"))
     example = (ROOT / "examples/conf/algo/my_algorithm.yaml").read_text(encoding="utf-8")
     assert shown == yaml.safe_load(example)
 

@@ -65,6 +65,8 @@ class Run:
             stdout=self.output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # a shell that starts the tests in the background has Ctrl-C ignored, and children inherit that
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def wait_for(self, reached) -> None:

@@ -43,7 +43,7 @@ def find(name: str) -> Found | None:
     if file is None:
         return None
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in _nodes(file):
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == last:
             return module, node
         if isinstance(node, ast.Assign) and last in map(ast.unparse, node.targets):
@@ -84,6 +84,11 @@ def arguments(target: str) -> dict[str, Argument] | None:
         fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
         inherited |= {ast.unparse(each.target): _argument(module, each.annotation) for each in fields}
     return inherited
+
+
+@functools.cache
+def _nodes(file: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
 
 
 def _file(module: str) -> Path | None:
